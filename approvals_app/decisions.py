@@ -1,0 +1,87 @@
+"""The one way a decision is made: compare and set, record, continue, in one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from django.db import transaction
+from django.utils import timezone
+
+from sessions_app import events
+from sessions_app.models import Session
+
+from .models import ApprovalRequest, ApprovalState, Decision
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+
+Verdict = Literal["approve", "reject"]
+
+
+class NotYours(Exception):
+    """This person may not decide this request."""
+
+
+class Conflict(Exception):
+    """The request is not open any more, or is not what was shown; the message says who or why."""
+
+
+def decide(
+    approval_id: str,
+    *,
+    by: User,
+    verdict: Verdict,
+    digest: str,
+    reason: str = "",
+    channel: str = "page",
+) -> ApprovalRequest:
+    """Decide a pending request; of two deciders at once exactly one wins.
+
+    Repeating one's own decision changes nothing and is no error. Raises NotYours, Conflict.
+    """
+    request = ApprovalRequest.objects.select_related("session__agent").get(pk=approval_id)
+    with transaction.atomic():
+        session = Session.objects.lock(request.session_id)
+        # Asked under the lock, so that a permission lost meanwhile counts.
+        if not session.agent.may_decide(by):
+            raise NotYours(f"Only staff and members of {session.agent.name} decide this.")
+        outcome = ApprovalState(ApprovalRequest.OUTCOMES[verdict])
+        won = ApprovalRequest.objects.filter(
+            pk=approval_id, state=ApprovalState.PENDING, digest=digest
+        ).update(
+            state=outcome,
+            resolved_at=timezone.now(),
+            resolved_by=by.get_username(),
+            reason=reason,
+        )
+        request.refresh_from_db()
+        if won != 1:
+            return _already(request, by, verdict, digest)
+        Decision.objects.create(
+            request=request, by=by, verdict=verdict, reason=reason, digest=digest, channel=channel
+        )
+        turn = request.turn
+        turn.session = session
+        session.record(
+            events.ApprovalRequestResolved(
+                approval_id=request.pk,
+                outcome=outcome.value.lower(),
+                by=by.get_username(),
+                reason=reason,
+            ),
+            turn=turn,
+        )
+        turn.resume(by=by.get_username())
+    return request
+
+
+def _already(request: ApprovalRequest, by: User, verdict: Verdict, digest: str) -> ApprovalRequest:
+    """Answer a decision that did not win: the identical repeat is fine, all else a conflict."""
+    if request.is_pending and request.digest != digest:
+        raise Conflict("The action is not the one that was shown. Reload, and look again.")
+    mine = request.decisions.filter(by=by, verdict=verdict).exists()
+    if mine:
+        return request
+    who = f" by {request.resolved_by}" if request.resolved_by else ""
+    why = f": {request.reason}" if request.reason else ""
+    raise Conflict(f"This request is {request.get_state_display()} already{who}{why}.")

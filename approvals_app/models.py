@@ -1,0 +1,120 @@
+"""The durable question a gate asks a person, and the verdicts that people gave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from django.conf import settings
+from django.db import models
+
+from sessions_app import ids
+from sessions_app.models import Agent, Session, Turn
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AnonymousUser, User
+
+
+class ApprovalState(models.TextChoices):
+    """Rows are kept: who decided what is never swept."""
+
+    PENDING = "PENDING", "pending"  # a decision moves it on, or the end of its turn
+    APPROVED = "APPROVED", "approved"  # final
+    REJECTED = "REJECTED", "rejected"  # final
+    EXPIRED = "EXPIRED", "expired"  # final
+    CANCELLED = "CANCELLED", "cancelled"  # final: what asked has ended
+    SUPERSEDED = "SUPERSEDED", "superseded"  # final: the action changed meanwhile
+
+
+class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
+    def visible_to(self, user: User | AnonymousUser) -> ApprovalRequestQuerySet:
+        return self.filter(session__in=Session.objects.visible_to(user))
+
+    def decidable_by(self, user: User | AnonymousUser) -> ApprovalRequestQuerySet:
+        """Those whose agent lets this person decide: staff and the agent's members."""
+        if not user.is_authenticated:
+            return self.none()
+        if user.is_staff:
+            return self
+        return self.filter(session__agent__in=Agent.objects.visible_to(user).values("pk"))
+
+    def pending(self) -> ApprovalRequestQuerySet:
+        return self.filter(state=ApprovalState.PENDING)
+
+    def decided(self) -> ApprovalRequestQuerySet:
+        return self.exclude(state=ApprovalState.PENDING)
+
+
+class ApprovalRequest(models.Model):
+    """Bound by its digest to the action that was shown."""
+
+    State = ApprovalState
+    OUTCOMES: ClassVar[dict[str, str]] = {"approve": "APPROVED", "reject": "REJECTED"}
+
+    id = ids.id_field(ids.approval_id)
+    session = models.ForeignKey(Session, models.CASCADE, related_name="approval_requests")
+    turn = models.ForeignKey(Turn, models.CASCADE, related_name="approval_requests")
+    key = models.CharField(max_length=80)
+    state = models.CharField(
+        max_length=20, choices=ApprovalState.choices, default=ApprovalState.PENDING
+    )
+    title = models.CharField(max_length=500)
+    why = models.TextField(blank=True)
+    rule = models.CharField(max_length=500)
+    action = models.JSONField()
+    digest = models.CharField(max_length=64)
+    created_at = models.DateTimeField(auto_now_add=True)
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    resolved_by = models.CharField(max_length=150, blank=True, default="")
+    reason = models.TextField(blank=True, default="")
+    used_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ApprovalRequestQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["created_at"]
+        constraints = [
+            # A runner that is run again asks again: the same key in a turn is the same question.
+            models.UniqueConstraint(
+                fields=["turn", "key"],
+                condition=~models.Q(state="SUPERSEDED"),
+                name="one_request_per_question",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(resolved_at=None, state="PENDING")
+                | (models.Q(resolved_at__isnull=False) & ~models.Q(state="PENDING")),
+                name="resolved_if_and_only_if_not_pending",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["created_at"], condition=models.Q(state="PENDING"), name="approval_pending"
+            ),
+            models.Index(fields=["-resolved_at"], name="approval_resolved"),
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+    @property
+    def is_pending(self) -> bool:
+        return self.state == ApprovalState.PENDING
+
+
+class Decision(models.Model):
+    """One person's verdict. Rows are only ever added."""
+
+    request = models.ForeignKey(ApprovalRequest, models.PROTECT, related_name="decisions")
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, related_name="decisions")
+    verdict = models.CharField(
+        max_length=10, choices=[("approve", "approve"), ("reject", "reject")]
+    )
+    reason = models.TextField(blank=True)
+    digest = models.CharField(max_length=64)
+    channel = models.CharField(max_length=20, default="page")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.verdict} by {self.by}"

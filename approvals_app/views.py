@@ -1,0 +1,113 @@
+"""The inbox across sessions, one request's page, and the decision."""
+
+from __future__ import annotations
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.http import require_GET, require_POST
+
+from sessions_app.views.answers import refused
+from sessions_app.views.context import rail_context
+
+from . import cards, decisions
+from .models import ApprovalRequest
+
+VIEWS = {"mine": "For me", "pending": "All pending", "decided": "Decided"}
+ROWS = 50
+
+
+@require_GET
+def inbox(request: HttpRequest) -> HttpResponse:
+    """Pending for me, all pending, or decided; the same page is refreshed in place by htmx."""
+    view = request.GET.get("view", "mine")
+    view = view if view in VIEWS else "mine"
+    visible = ApprovalRequest.objects.visible_to(request.user).select_related(
+        "session__agent", "turn__author"
+    )
+    mine = visible.pending().decidable_by(request.user)
+    listed = {
+        "mine": mine,
+        "pending": visible.pending(),
+        "decided": visible.decided().order_by("-resolved_at"),
+    }[view]
+    context = {
+        **rail_context(request.user),  # type: ignore[arg-type]
+        "view": view,
+        "views": [
+            {"slug": "mine", "name": VIEWS["mine"], "count": mine.count()},
+            {"slug": "pending", "name": VIEWS["pending"], "count": visible.pending().count()},
+            {"slug": "decided", "name": VIEWS["decided"], "count": None},
+        ],
+        "rows": [_row(found, request) for found in listed[:ROWS]],
+    }
+    template = "approvals/list.html" if request.htmx else "approvals/inbox.html"  # type: ignore[attr-defined]
+    return render(request, template, context)
+
+
+def _row(found: ApprovalRequest, request: HttpRequest) -> dict[str, object]:
+    return {
+        "card": cards.of_request(found),
+        "request": found,
+        "session": found.session,
+        "turn": found.turn,
+        "may_decide": found.session.agent.may_decide(request.user),
+    }
+
+
+@require_GET
+def approval_page(request: HttpRequest, approval_id: str) -> HttpResponse:
+    found = _visible(request, approval_id)
+    context = {**rail_context(request.user), **_row(found, request)}  # type: ignore[arg-type]
+    return render(request, "approvals/page.html", context)
+
+
+@require_POST
+def decision(request: HttpRequest, approval_id: str) -> HttpResponse:
+    """Decide, and answer with the card as it is now."""
+    found = _visible(request, approval_id)
+    verdict = request.POST.get("verdict", "")
+    if verdict not in ("approve", "reject"):
+        return refused(request, "Choose Approve or Reject.", status=400)
+    try:
+        decisions.decide(
+            found.pk,
+            by=request.user,  # type: ignore[arg-type]
+            verdict=verdict,  # type: ignore[arg-type]
+            digest=request.POST.get("digest", ""),
+            reason=request.POST.get("reason", "").strip()[:2000],
+        )
+    except decisions.NotYours as error:
+        return refused(request, str(error), status=403)
+    except decisions.Conflict as error:
+        return _card(request, found.pk, error=str(error), status=409)
+    if not request.htmx:  # type: ignore[attr-defined]
+        return redirect(_back(request))
+    return _card(request, found.pk)
+
+
+def _card(
+    request: HttpRequest, approval_id: str, *, error: str = "", status: int = 200
+) -> HttpResponse:
+    found = _visible(request, approval_id)
+    context = {**_row(found, request), "error": error}
+    if not request.htmx:  # type: ignore[attr-defined]
+        page = {**rail_context(request.user), **context}  # type: ignore[arg-type]
+        return render(request, "approvals/page.html", page, status=status)
+    return render(request, "approvals/card.html", context, status=status)
+
+
+def _back(request: HttpRequest) -> str:
+    """Where a plain form came from, if that is here."""
+    referer = request.headers.get("referer", "")
+    ours = url_has_allowed_host_and_scheme(referer, {request.get_host()}, request.is_secure())
+    return referer if ours else "/approvals/"
+
+
+def _visible(request: HttpRequest, approval_id: str) -> ApprovalRequest:
+    return get_object_or_404(
+        ApprovalRequest.objects.visible_to(request.user).select_related(
+            "session__agent", "turn__author"
+        ),
+        pk=approval_id,
+    )

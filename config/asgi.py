@@ -1,0 +1,55 @@
+"""What a server runs: Django over HTTP, Channels over websockets from our own pages only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+from django.core.asgi import get_asgi_application
+
+# Before anything that imports models.
+http = get_asgi_application()
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import URLRouter
+from channels.security.websocket import WebsocketDenier
+from django.conf import settings
+from django.http.request import split_domain_port, validate_host
+
+from sessions_app import live
+from sessions_app.routing import websocket_urlpatterns
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+websocket = AuthMiddlewareStack(URLRouter(websocket_urlpatterns))
+denier = WebsocketDenier.as_asgi()
+
+
+def from_our_pages(scope: Scope) -> bool:
+    """Whether a handshake comes from a page of this very host, or of a trusted origin.
+
+    Browsers send cookies with handshakes from any page; the origin is what tells them apart.
+    """
+    headers = {name: value.decode("latin1") for name, value in scope["headers"]}
+    origin, host = headers.get(b"origin", ""), headers.get(b"host", "").lower()
+    if not validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS):
+        return False
+    return urlsplit(origin).netloc.lower() == host or origin in settings.CSRF_TRUSTED_ORIGINS
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one connection. Hints from threads find the loop that it lives on."""
+    live.attach(asyncio.get_running_loop())
+    if scope["type"] != "websocket":
+        await http(scope, receive, send)  # type: ignore[arg-type]
+    elif from_our_pages(scope):
+        await websocket(scope, receive, send)
+    else:
+        await denier(scope, receive, send)

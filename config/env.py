@@ -1,0 +1,83 @@
+"""What the environment says: one place that reads it, with defaults that need no set-up."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environ.Env()
+
+
+def data_directory() -> Path:
+    """Return SIGNALBOX_DATA (default `var/`), made when missing."""
+    path = Path(env.str("SIGNALBOX_DATA", default=str(BASE_DIR / "var"))).expanduser().absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"The data directory {path} cannot be made ({error.strerror}). "
+            "Set SIGNALBOX_DATA to a directory that this user may write to."
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ImproperlyConfigured(
+            f"The data directory {path} cannot be written to. "
+            "Set SIGNALBOX_DATA to a directory that this user may write to."
+        )
+    return path
+
+
+def secret_key(data: Path) -> str:
+    """Return SECRET_KEY, or the one kept in the data directory, made at the first start."""
+    if key := env.str("SECRET_KEY", default=""):
+        return key
+    path = data / "secret_key"
+    try:
+        # Written aside and linked into place: of two first starts, both read the same key.
+        fresh = path.with_name(f".secret_key.{os.getpid()}")
+        if not path.exists():
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(50))
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+        return path.read_text().strip()
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"The secret key at {path} cannot be read or made ({error.strerror}). "
+            "Set SECRET_KEY, or make the data directory writable."
+        ) from error
+
+
+def database(data: Path) -> dict[str, object]:
+    """Return Django's settings for the one database: DATABASE_URL, or the embedded PostgreSQL."""
+    url = env.str("DATABASE_URL", default="")
+    if not url:
+        from config import embedded
+
+        try:
+            url = embedded.database_url(data)
+        except embedded.EmbeddedDatabaseError as error:
+            raise ImproperlyConfigured(str(error)) from error
+    try:
+        config: dict[str, object] = env.db_url_config(url)
+    except (KeyError, ValueError) as error:
+        raise ImproperlyConfigured(f"DATABASE_URL cannot be understood: {error}") from error
+    if config.get("ENGINE") != "django.db.backends.postgresql":
+        raise ImproperlyConfigured(
+            "DATABASE_URL must name a PostgreSQL database: "
+            "postgresql://user:password@host:5432/name. Signalbox runs on PostgreSQL only."
+        )
+    options: dict[str, object] = dict(config.get("OPTIONS") or {})  # type: ignore[call-overload]
+    options.setdefault("connect_timeout", 5)
+    options["pool"] = {"min_size": 0, "max_size": env.int("DATABASE_POOL", default=20)}
+    return {**config, "OPTIONS": options, "CONN_HEALTH_CHECKS": False}

@@ -1,0 +1,14 @@
+from django.contrib import admin
+from django.contrib.auth import views as auth
+from django.urls import include, path
+
+from . import sign_in
+
+urlpatterns = [
+    path("sign-in/", auth.LoginView.as_view(redirect_authenticated_user=True), name="sign_in"),
+    path("sign-in/<str:user>/<str:token>/", sign_in.sign_in_by_link, name="sign_in_link"),
+    path("sign-out/", auth.LogoutView.as_view(), name="sign_out"),
+    path("admin/", admin.site.urls),
+    path("", include("approvals_app.urls")),
+    path("", include("sessions_app.urls")),
+]

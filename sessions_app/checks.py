@@ -1,0 +1,1 @@
+"""System checks for settings a self-hoster can get wrong."""

@@ -1,0 +1,196 @@
+"""The turn engine: claim, run, record, finish; and the loops that keep it honest.
+
+The Turn row is the lease. A job is only a wake-up: it may come twice, late or never. What makes a
+turn run once is the conditional claim, the partial unique index, and the fence in every append.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from datetime import timedelta
+from typing import Any
+
+from channels.layers import get_channel_layer
+from django.conf import settings
+from django.db import connection, transaction
+from procrastinate.contrib.django import app
+from procrastinate.jobs import Status
+from procrastinate.manager import JobManager
+
+from . import live
+from .models import Turn
+from .run import TurnRun
+from .threads import in_thread, pool
+
+logger = logging.getLogger(__name__)
+
+RENEW = """
+UPDATE sessions_app_turn
+   SET lease_until = clock_timestamp() + %(lease)s
+ WHERE id = ANY(%(turns)s) AND holder = %(holder)s AND state = 'RUNNING'
+RETURNING id, attempt, cancel_requested_at IS NOT NULL
+"""
+
+# Work that nobody holds and that no waiting job will find.
+UNNOTICED = """
+SELECT session.id FROM unnest(%(sessions)s::text[]) AS session(id)
+ WHERE NOT EXISTS (
+    SELECT FROM procrastinate_jobs
+     WHERE status = 'todo' AND task_name = 'advance' AND args->>'session_id' = session.id)
+"""
+
+
+@app.task(name="advance", pass_context=False)
+async def advance(session_id: str) -> None:
+    """Work through whatever the session has to do now. Harmless when there is nothing."""
+    await worker().advance(session_id)
+
+
+class Worker:
+    """What this process holds: its turns, their leases, and the loops that look after them."""
+
+    def __init__(self) -> None:
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.stopping = asyncio.Event()
+        self.jobs: JobManager | None = None
+        """The job table, over a connection of the loop; set by whoever runs the worker."""
+        self._runs: dict[str, TurnRun] = {}
+        self._look = asyncio.Event()
+        options = settings.SIGNALBOX
+        self._lease = timedelta(seconds=options["LEASE_SECONDS"])
+        self._beat = options["HEARTBEAT_SECONDS"]
+
+    # -- turns -----------------------------------------------------------------------------
+
+    async def advance(self, session_id: str) -> None:
+        while not self.stopping.is_set() and await self.step(session_id):
+            pass
+
+    async def step(self, session_id: str) -> bool:
+        """Claim one turn and run it until it ends, parks or is lost; say whether there was one."""
+        turn = await in_thread(Turn.objects.claim, session_id, self.holder, lease=self._lease)
+        if turn is None:
+            return False
+        await live.hint_session(session_id, rail=True)
+        run = TurnRun(turn, self)
+        self._runs[turn.pk] = run
+        try:
+            if turn.cancel_requested_at is not None:
+                run.cancel()
+            await run.work()
+        finally:
+            self._runs.pop(turn.pk, None)
+        return True
+
+    # -- loops, each a step that is repeated --------------------------------------------------
+
+    async def heartbeat(self) -> None:
+        """Renew the leases, pass on requests to cancel, and stop what is not ours any more."""
+        held = {turn: run for turn, run in self._runs.items() if not run.finishing}
+        if not held:
+            return
+        async with (await pool()).connection() as conn:
+            cursor = await conn.execute(
+                RENEW, {"lease": self._lease, "turns": list(held), "holder": self.holder}
+            )
+            rows = await cursor.fetchall()
+        ours = {(turn, attempt): cancel for turn, attempt, cancel in rows}
+        for turn, run in held.items():
+            cancel = ours.get((turn, run.turn.attempt))
+            if cancel is None and not run.finishing:
+                run.lose()
+            elif cancel:
+                run.cancel()
+
+    async def rescue(self) -> None:
+        """Wake somebody for work that nobody holds: lost workers, lost wake-ups."""
+        for session_id in await in_thread(_unnoticed):
+            logger.info("Session %s has work that nobody holds; waking a worker.", session_id)
+            await in_thread(_wake, session_id)
+
+    async def forget_dead_jobs(self) -> None:
+        """Delete wake-ups that a dead worker had taken; the turns themselves are rescued."""
+        if self.jobs is None:
+            return
+        for job in await self.jobs.get_stalled_jobs(seconds_since_heartbeat=30):
+            await self.jobs.finish_job(job, status=Status.FAILED, delete_job=True)
+
+    async def look_after(self) -> None:
+        """Run the loops until cancelled. A failing step is logged and tried again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            group.create_task(self._repeat(self.heartbeat, self._beat, hinted=True))
+            group.create_task(self._repeat(self.rescue, self._beat))
+            group.create_task(self._repeat(self.forget_dead_jobs, 60))
+
+    async def _repeat(self, step: Any, seconds: float, *, hinted: bool = False) -> None:
+        while True:
+            try:
+                await step()
+            except Exception:
+                logger.exception("%s failed; trying again in %s s.", step.__name__, seconds)
+            if hinted:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._look.wait(), seconds)
+                self._look.clear()
+            else:
+                await asyncio.sleep(seconds)
+
+    async def _listen(self) -> None:
+        """Turn hints into a look. Hints may be lost; the heartbeat looks by itself."""
+        layer = get_channel_layer()
+        channel = await layer.new_channel()
+        await layer.group_add(live.WORKERS, channel)
+        while True:
+            await layer.receive(channel)
+            self._look.set()
+
+    # -- stopping ----------------------------------------------------------------------------
+
+    async def stop(self, grace: float) -> None:
+        """Take no more work; let steps end within the grace, then hand their turns back."""
+        self.stopping.set()
+        deadline = asyncio.get_running_loop().time() + grace
+        while self._runs and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for run in list(self._runs.values()):
+            run.interrupt()
+        while self._runs:
+            await asyncio.sleep(0.02)
+
+
+def _unnoticed() -> list[str]:
+    turns = Turn.objects.unheld().values_list("session_id", flat=True)
+    sessions = {*turns, *Turn.objects.stranded().values_list("session_id", flat=True)}
+    if not sessions:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(UNNOTICED, {"sessions": sorted(sessions)})
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _wake(session_id: str) -> None:
+    with transaction.atomic():
+        app.configure_task("advance").defer(session_id=session_id)
+
+
+_worker: Worker | None = None
+
+
+def worker() -> Worker:
+    """This process's worker, made at first use on its event loop."""
+    global _worker
+    if _worker is None:
+        _worker = Worker()
+    return _worker
+
+
+def replace_worker(fresh: Worker | None) -> None:
+    """Put another worker in place, when a process starts a second life on a new loop."""
+    global _worker
+    _worker = fresh

@@ -1,0 +1,272 @@
+"""Who reads and renders for the sockets: one feed per session and process.
+
+A feed owns the reading and the rendering and hands the same bytes to every socket whose user may
+see the session. It joins the session's group before it first reads; hints make it look at once,
+and one poll for all feeds of the process finds what lost hints would have told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from channels.layers import get_channel_layer
+from django.conf import settings
+from django.template.loader import render_to_string
+
+from . import live, timeline
+from .models import Event, Session
+from .threads import in_thread, pool
+
+logger = logging.getLogger(__name__)
+
+BREATH = 0.01
+RAIL_BREATH = 0.3
+COME_BACK = 1011
+NOT_YOURS = 4403
+
+LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
+
+
+@dataclass(eq=False)
+class Reader:
+    """One socket: whose it is, the last seq it was sent, and how to reach it."""
+
+    user_id: int
+    cursor: int
+    send: Callable[[str], Awaitable[None]]
+    close: Callable[[int], Awaitable[None]]
+
+
+class Feed:
+    """Reads one session's events after its readers' cursors and sends them on."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.readers: set[Reader] = set()
+        self.wake = asyncio.Event()
+        self._allowed: set[int] = set()
+
+    def join(self, reader: Reader) -> None:
+        """Add a socket whose user was just seen to be allowed."""
+        self.readers.add(reader)
+        self._allowed.add(reader.user_id)
+        self.wake.set()
+
+    def leave(self, reader: Reader) -> None:
+        self.readers.discard(reader)
+        self.wake.set()
+
+    async def run(self) -> None:
+        layer = get_channel_layer()
+        channel = await layer.new_channel()
+        group = live.session_group(self.session_id)
+        # Joined before the first read: what is recorded after the read is hinted to us.
+        await layer.group_add(group, channel)
+        listening = asyncio.create_task(self._listen(layer, channel))
+        try:
+            while self.readers:
+                self.wake.clear()
+                full = await self._serve()
+                # At most one frame per breath under load, and no waiting when idle.
+                await asyncio.sleep(BREATH if not full else 0)
+                if not full and self.readers:
+                    await self.wake.wait()
+        finally:
+            _feeds.pop(self.session_id, None)
+            listening.cancel()
+            await layer.group_discard(group, channel)
+
+    async def _listen(self, layer: object, channel: str) -> None:
+        while True:
+            message = await layer.receive(channel)  # type: ignore[attr-defined]
+            if message["type"] == "session.draft":
+                await self._send_draft(message["item"], message["text"])
+            else:
+                self.wake.set()
+
+    async def _send_draft(self, item: str, text: str) -> None:
+        fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
+        for reader in list(self.readers):
+            if reader.user_id in self._allowed:
+                await reader.send(fragment)
+
+    async def _serve(self) -> bool:
+        """Send one frame to everybody who is behind; say whether there is more."""
+        more = False
+        for cursor in sorted({reader.cursor for reader in self.readers}):
+            behind = [reader for reader in self.readers if reader.cursor == cursor]
+            page, parts = await self._read(cursor)
+            if not page:
+                continue
+            await self._refuse_strangers(behind)
+            frame = timeline.frame(cursor, page, parts)
+            regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
+            text = frame.text(regions)
+            for reader in behind:
+                if reader in self.readers:
+                    reader.cursor = frame.last
+                    await reader.send(text)
+            more = more or frame.full
+        return more
+
+    async def _read(self, cursor: int) -> tuple[list[Event], list[Event]]:
+        async with (await pool()).connection() as conn:
+            arguments: dict[str, object] = {"session": self.session_id, "after": cursor}
+            rows = await (await conn.execute(timeline.PAGE_AFTER, arguments)).fetchall()
+            page = [Event.from_row(row) for row in rows]
+            items = timeline.names(page)
+            if not items:
+                return page, []
+            arguments = {"session": self.session_id, "items": items}
+            rows = await (await conn.execute(timeline.PARTS, arguments)).fetchall()
+            return page, [Event.from_row(row) for row in rows]
+
+    async def _refuse_strangers(self, readers: list[Reader]) -> None:
+        """Close the sockets of those who may not see the session any more."""
+        users = {reader.user_id for reader in readers}
+        seeing = await in_thread(Session.objects.viewers_among, [self.session_id], users)
+        self._allowed = (self._allowed - users) | seeing
+        for reader in readers:
+            if reader.user_id not in seeing:
+                self.readers.discard(reader)
+                await reader.close(NOT_YOURS)
+
+
+def render_regions(session_id: str) -> str:
+    """Render what stands beside the timeline, the same for every reader."""
+    from .views.context import session_context
+
+    session = Session.objects.select_related("agent", "owner").get(pk=session_id)
+    return render_to_string("sessions/regions.html", {**session_context(session), "oob": True})
+
+
+_feeds: dict[str, Feed] = {}
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def join(session_id: str, reader: Reader) -> Feed:
+    """Let a socket read a session's feed, starting the feed if this is its first reader."""
+    feed = _feeds.get(session_id)
+    if feed is None:
+        feed = _feeds[session_id] = Feed(session_id)
+        feed.join(reader)
+        _supervise(feed.run(), feed.readers)
+        _ensure_poll()
+    else:
+        feed.join(reader)
+    return feed
+
+
+def _supervise(running: Awaitable[None], readers: set[Reader]) -> None:
+    """Run a feed. When it fails, its sockets are told to come back."""
+
+    async def supervised() -> None:
+        try:
+            await running
+        except Exception:
+            logger.exception("A feed failed; its %s sockets have to come back.", len(readers))
+            for reader in list(readers):
+                await reader.close(COME_BACK)
+
+    task = asyncio.get_running_loop().create_task(supervised())
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+_polling: asyncio.Task[None] | None = None
+
+
+def _ensure_poll() -> None:
+    global _polling
+    loop = asyncio.get_running_loop()
+    if _polling is None or _polling.done() or _polling.get_loop() is not loop:
+        _polling = loop.create_task(_poll())
+
+
+async def _poll() -> None:
+    """Wake the feeds whose session has gone on without a hint. Ends when there is no feed."""
+    while _feeds:
+        await asyncio.sleep(settings.SIGNALBOX["POLL_SECONDS"])
+        try:
+            async with (await pool()).connection() as conn:
+                cursor = await conn.execute(LAST_SEQS, {"sessions": list(_feeds)})
+                rows = await cursor.fetchall()
+        except Exception as error:
+            logger.warning("Looking for news failed, trying again: %s", error)
+            continue
+        for session_id, last_seq in rows:
+            feed = _feeds.get(session_id)
+            if feed and any(reader.cursor < last_seq for reader in feed.readers):
+                feed.wake.set()
+
+
+# -- lists of sessions ---------------------------------------------------------------------------
+
+
+class RailFeed:
+    """Tells people's pages that a row in their lists has changed; the page then fetches its own."""
+
+    def __init__(self) -> None:
+        self.readers: set[Reader] = set()
+
+    async def run(self) -> None:
+        layer = get_channel_layer()
+        channel = await layer.new_channel()
+        await layer.group_add(live.RAIL, channel)
+        try:
+            while self.readers:
+                try:
+                    message = await asyncio.wait_for(layer.receive(channel), 5)
+                except TimeoutError:
+                    continue
+                sessions = {message["session"]}
+                # Changes come in groups; one look answers for all of them.
+                await asyncio.sleep(RAIL_BREATH)
+                await self._tell(sessions | await self._drain(layer, channel))
+        finally:
+            global _rail
+            _rail = None
+            await layer.group_discard(live.RAIL, channel)
+
+    async def _drain(self, layer: object, channel: str) -> set[str]:
+        sessions: set[str] = set()
+        while True:
+            try:
+                message = await asyncio.wait_for(layer.receive(channel), 0.001)  # type: ignore[attr-defined]
+            except TimeoutError:
+                return sessions
+            sessions.add(message["session"])
+
+    async def _tell(self, sessions: Iterable[str]) -> None:
+        users = {reader.user_id for reader in self.readers}
+        concerned = await in_thread(Session.objects.viewers_among, list(sessions), users)
+        signal = render_to_string("sessions/rail_signal.html")
+        for reader in list(self.readers):
+            if reader.user_id in concerned:
+                await reader.send(signal)
+
+
+_rail: RailFeed | None = None
+
+
+def join_rail(reader: Reader) -> RailFeed:
+    global _rail
+    if _rail is None:
+        _rail = RailFeed()
+        _rail.readers.add(reader)
+        _supervise(_rail.run(), _rail.readers)
+    else:
+        _rail.readers.add(reader)
+    return _rail
+
+
+async def close_all(code: int) -> None:
+    """Close every socket of this process, telling it with the code whether to come back."""
+    readers = {reader for feed in _feeds.values() for reader in feed.readers}
+    if _rail is not None:
+        readers |= _rail.readers
+    for reader in readers:
+        await reader.close(code)

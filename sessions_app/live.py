@@ -1,0 +1,93 @@
+"""The only sender to the channel layer.
+
+What is sent here are hints ("look again") and drafts (text that is not a fact). Both may be lost:
+everybody who waits, waits on a hint or a timer and then reads the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from channels.layers import get_channel_layer
+from django.db import transaction
+
+logger = logging.getLogger(__name__)
+
+RAIL = "rail"
+WORKERS = "workers"
+
+_home: asyncio.AbstractEventLoop | None = None
+_sending: set[asyncio.Task[None]] = set()
+
+
+def session_group(session_id: str) -> str:
+    return f"session.{session_id}"
+
+
+def attach(loop: asyncio.AbstractEventLoop) -> None:
+    """Name the loop on which this process's sockets and workers live.
+
+    The in-memory layer's queues belong to one loop; hints from threads have to be sent there.
+    """
+    global _home
+    _home = loop
+
+
+def session_changed(session_id: str, *, rail: bool = False) -> None:
+    """Hint, after commit, that a session has new events; `rail` when its row in lists changed."""
+    transaction.on_commit(lambda: _hint_session(session_id, rail), robust=True)
+
+
+def cancel_requested() -> None:
+    """Hint, after commit, that workers should look for requests to cancel."""
+    transaction.on_commit(lambda: _send(_group_send(WORKERS, {"type": "worker.look"})), robust=True)
+
+
+async def hint_session(session_id: str, *, rail: bool = False) -> None:
+    """Hint at once, from the event loop, after a commit on the async pool."""
+    await _group_send(session_group(session_id), {"type": "session.changed"})
+    if rail:
+        await _group_send(RAIL, {"type": "rail.changed", "session": session_id})
+
+
+async def draft(session_id: str, turn_id: str, ref: str, text: str) -> None:
+    """Show text that is not yet a fact to whoever watches the session."""
+    message = {"type": "session.draft", "item": f"{turn_id}:{ref}", "text": text}
+    await _group_send(session_group(session_id), message)
+
+
+def _hint_session(session_id: str, rail: bool) -> None:
+    _send(hint_session(session_id, rail=rail))
+
+
+async def _group_send(group: str, message: dict[str, Any]) -> None:
+    layer = get_channel_layer()
+    try:
+        await layer.group_send(group, message)
+    except Exception as error:
+        # Losing a hint costs latency, never an event: readers look for themselves by timer.
+        logger.warning("A hint to %s was lost: %s", group, error)
+
+
+def _send(sending: Coroutine[Any, Any, None]) -> None:
+    """Start sending from any thread without waiting for it."""
+    if _home is None or _home.is_closed():
+        # No socket lives in this process. A shared layer still has to hear of it.
+        asyncio.run(sending)
+        return
+    if _running_loop() is _home:
+        task = _home.create_task(sending)
+        _sending.add(task)
+        task.add_done_callback(_sending.discard)
+    else:
+        asyncio.run_coroutine_threadsafe(sending, _home)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

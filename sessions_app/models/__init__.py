@@ -1,0 +1,17 @@
+from .agent import Agent
+from .artifact import Artifact
+from .environment import ExecutionEnvironment
+from .event import Event, Fenced
+from .session import NotPossible, Session
+from .turn import Turn
+
+__all__ = [
+    "Agent",
+    "Artifact",
+    "Event",
+    "ExecutionEnvironment",
+    "Fenced",
+    "NotPossible",
+    "Session",
+    "Turn",
+]

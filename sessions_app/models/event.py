@@ -1,0 +1,140 @@
+"""One immutable, numbered fact in a session's stream, and the one statement that appends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from django.db import connection, models
+
+from .. import events
+from ..events import Payload
+
+# Allocated under the session's row lock, so commit order equals number order and a cursor over
+# `seq` loses nothing. The fence is a column of the very row that is locked: a test of another
+# table in this statement would be evaluated on an old snapshot.
+APPEND = """
+WITH numbered AS (
+    UPDATE sessions_app_session
+       SET last_seq = last_seq + %(count)s, last_activity_at = clock_timestamp()
+     WHERE id = %(session)s AND (%(fence)s::text IS NULL OR fence = %(fence)s)
+ RETURNING last_seq - %(count)s AS base
+)
+INSERT INTO sessions_app_event (session_id, seq, turn_id, type, item, data, created_at)
+SELECT %(session)s, numbered.base + row.n, %(turn)s, row.type, row.item, row.data::jsonb,
+       clock_timestamp()
+  FROM numbered, unnest(%(types)s::text[], %(items)s::text[], %(datas)s::text[])
+       WITH ORDINALITY AS row(type, item, data, n)
+RETURNING seq
+"""
+
+
+class Fenced(Exception):
+    """The writer no longer holds the turn: nothing was written, and it has to stop."""
+
+
+def append_parameters(
+    session_id: str, payloads: Sequence[Payload], turn_id: str | None, fence: str | None
+) -> dict[str, Any]:
+    """Return what APPEND takes. `fence=None` is for writers that hold the session's row lock."""
+    return {
+        "session": session_id,
+        "turn": turn_id,
+        "fence": fence,
+        "count": len(payloads),
+        "types": [payload.type for payload in payloads],
+        "items": [payload.item(turn_id or "") for payload in payloads],
+        "datas": [payload.model_dump_json() for payload in payloads],
+    }
+
+
+class EventQuerySet(models.QuerySet["Event"]):
+    def after(self, seq: int) -> EventQuerySet:
+        return self.filter(seq__gt=seq)
+
+    def append(
+        self,
+        session_id: str,
+        payloads: Sequence[Payload],
+        *,
+        turn_id: str | None = None,
+        fence: str | None = None,
+    ) -> int:
+        """Append on Django's connection and return the last seq. Use `Session.record`."""
+        with connection.cursor() as cursor:
+            cursor.execute(APPEND, append_parameters(session_id, payloads, turn_id, fence))
+            rows = cursor.fetchall()
+        return _last_seq(session_id, rows)
+
+
+async def append_async(
+    conn: psycopg.AsyncConnection[Any],
+    session_id: str,
+    payloads: Sequence[Payload],
+    *,
+    turn_id: str,
+    fence: str,
+) -> int:
+    """Append on a connection of the async pool and return the last seq. Raises Fenced."""
+    cursor = await conn.execute(APPEND, append_parameters(session_id, payloads, turn_id, fence))
+    return _last_seq(session_id, await cursor.fetchall())
+
+
+def _last_seq(session_id: str, rows: Sequence[Sequence[int]]) -> int:
+    if not rows:
+        raise Fenced(f"Session {session_id} has moved on; nothing was recorded.")
+    return max(row[0] for row in rows)
+
+
+class Event(models.Model):
+    """Appended by `Session.record`, never changed. Its rows go with the history's retention."""
+
+    id = models.BigAutoField(primary_key=True)
+    # The append's own UPDATE proves that the session exists; a constraint would look it up again
+    # for every row.
+    session = models.ForeignKey(
+        "Session", models.CASCADE, related_name="events", db_constraint=False, db_index=False
+    )
+    seq = models.BigIntegerField()
+    turn = models.ForeignKey(
+        "Turn", models.CASCADE, related_name="events", db_constraint=False, null=True
+    )
+    type = models.CharField(max_length=60, db_collation="C")
+    item = models.CharField(max_length=200, db_collation="C")
+    data = models.JSONField()
+    created_at = models.DateTimeField()
+
+    objects = EventQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["session", "seq"]
+        constraints = [
+            models.UniqueConstraint(fields=["session", "seq"], name="one_event_per_number"),
+        ]
+        indexes = [
+            # Finds the rest of a timeline item, whichever page its parts are on.
+            models.Index(
+                fields=["session", "item", "type", "seq"],
+                condition=~models.Q(item=""),
+                name="event_item",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.session_id} {self.seq} {self.type}"
+
+    @property
+    def payload(self) -> Payload:
+        return events.load(self.type, self.data)
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Event:
+        """Build an event from (session_id, seq, turn_id, type, item, data, created_at)."""
+        session_id, seq, turn_id, type, item, data, created_at = row
+        assert isinstance(created_at, datetime)
+        return cls(
+            session_id=session_id, seq=seq, turn_id=turn_id,
+            type=type, item=item, data=data, created_at=created_at,
+        )  # fmt: skip

@@ -1,0 +1,324 @@
+"""One piece of submitted work inside a session. Its row is the lease of whoever works on it.
+
+Every transition is a conditional UPDATE that names the state and attempt it leaves, made under the
+session's row lock, with its event in the same transaction. Lock order is session, turn, approval.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from .. import events, ids, live
+from ..events import Payload
+from .event import Fenced
+from .session import NotPossible, Session
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AnonymousUser, User
+
+
+class TurnState(models.TextChoices):
+    """Rows of every state are deleted with their session's history only."""
+
+    QUEUED = "QUEUED", "queued"  # a worker claims it when no earlier turn is open
+    RUNNING = "RUNNING", "running"  # its holder finishes or parks it; rescue when the lease ends
+    WAITING_FOR_INPUT = "WAITING_FOR_INPUT", "waiting for input"  # an answer moves it on
+    WAITING_FOR_PERMISSION = "WAITING_FOR_PERMISSION", "waiting for permission"  # a decision does
+    COMPLETED = "COMPLETED", "completed"  # final
+    FAILED = "FAILED", "failed"  # final; a retry is a new turn
+    CANCELLED = "CANCELLED", "cancelled"  # final
+
+
+_FINAL = (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
+_OPEN = (TurnState.RUNNING, TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION)
+
+
+class TurnQuerySet(models.QuerySet["Turn"]):
+    def visible_to(self, user: User | AnonymousUser) -> TurnQuerySet:
+        return self.filter(session__in=Session.objects.visible_to(user))
+
+    def open(self) -> TurnQuerySet:
+        """Those that hold their session: running, or waiting for a person."""
+        return self.filter(state__in=_OPEN)
+
+    def unheld(self) -> TurnQuerySet:
+        """Running, but let go of, or nobody renews the lease. The database's clock decides."""
+        return self.filter(
+            models.Q(lease_until=None) | models.Q(lease_until__lt=Now()), state=TurnState.RUNNING
+        )
+
+    def stranded(self) -> TurnQuerySet:
+        """Queued for a while with nothing before them: their wake-up was lost."""
+        held = Turn.objects.open().filter(session=models.OuterRef("session"))
+        return self.filter(
+            ~models.Exists(held),
+            state=TurnState.QUEUED,
+            created_at__lt=Now() - timedelta(seconds=5),
+        )
+
+    def claim(self, session_id: str, holder: str, *, lease: timedelta) -> Turn | None:
+        """Take the session's next piece of work, or return None when there is none to take.
+
+        That is the open turn if nobody holds it any more, else the first in the queue. Of two
+        callers at once only one gets it.
+        """
+        with transaction.atomic():
+            session = Session.objects.lock(session_id)
+            of_session = self.filter(session=session)
+            if of_session.open().exists():
+                before = of_session.unheld().first()
+            else:
+                before = of_session.filter(state=TurnState.QUEUED).order_by("number").first()
+            if before is None:
+                return None
+            won = self.filter(pk=before.pk, state=before.state, attempt=before.attempt).update(
+                state=TurnState.RUNNING,
+                attempt=before.attempt + 1,
+                holder=holder,
+                lease_until=Now() + lease,
+                started_at=before.started_at or timezone.now(),
+            )
+            if won != 1:
+                return None
+            turn = self.select_related("session__agent", "author").get(pk=before.pk)
+            Session.objects.filter(pk=session.pk).update(fence=turn.fence)
+            session.record(
+                events.TurnStarted(attempt=turn.attempt, reason=before.reason_to_start()),
+                turn=turn,
+            )
+            session.settle()
+            return turn
+
+
+class Turn(models.Model):
+    State = TurnState
+    FINAL: ClassVar[tuple[str, ...]] = _FINAL
+
+    id = ids.id_field(ids.turn_id)
+    session = models.ForeignKey(Session, models.CASCADE, related_name="turns")
+    number = models.IntegerField()
+    state = models.CharField(max_length=30, choices=TurnState.choices, default=TurnState.QUEUED)
+    instruction = models.TextField()
+    author = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.PROTECT, null=True, related_name="turns"
+    )
+    attempt = models.IntegerField(default=0)
+    holder = models.CharField(max_length=120, blank=True, default="")
+    lease_until = models.DateTimeField(null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_by = models.CharField(max_length=150, blank=True, default="")
+    cancel_reason = models.TextField(blank=True, default="")
+    waiting_for = models.CharField(max_length=500, blank=True, default="")
+    error_code = models.CharField(max_length=60, blank=True, default="")
+    error_message = models.TextField(blank=True, default="")
+    idempotency_key = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001
+    created_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = TurnQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["session", "number"]
+        constraints = [
+            models.UniqueConstraint(fields=["session", "number"], name="one_turn_per_number"),
+            models.UniqueConstraint(fields=["session", "idempotency_key"], name="one_turn_per_key"),
+            models.UniqueConstraint(
+                fields=["session"],
+                condition=models.Q(state__in=[str(state) for state in _OPEN]),
+                name="one_open_turn_per_session",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(
+                    finished_at__isnull=False, state__in=[str(state) for state in _FINAL]
+                )
+                | (
+                    models.Q(finished_at__isnull=True)
+                    & ~models.Q(state__in=[str(state) for state in _FINAL])
+                ),
+                name="finished_if_and_only_if_final",
+            ),
+        ]
+        indexes = [
+            # What rescue looks through: the few that are not final.
+            models.Index(
+                fields=["state", "lease_until"],
+                condition=~models.Q(state__in=[str(state) for state in _FINAL]),
+                name="turn_unfinished",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"Turn {self.number}"
+
+    @property
+    def fence(self) -> str:
+        """What the session's row must say for this attempt's writes to count."""
+        return f"{self.pk}:{self.attempt}"
+
+    @property
+    def title(self) -> str:
+        from .session import title_of
+
+        return title_of(self.instruction)
+
+    @property
+    def duration_ms(self) -> int:
+        start = self.started_at or self.created_at
+        return max(0, int(((self.finished_at or timezone.now()) - start).total_seconds() * 1000))
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in _FINAL
+
+    def reason_to_start(self) -> Literal["started", "resumed", "rescued"]:
+        """Why a claim of this row starts it: fresh, let go of on purpose, or lost by its holder."""
+        if self.state == TurnState.QUEUED:
+            return "started"
+        return "rescued" if self.holder else "resumed"
+
+    def enqueue(self) -> None:
+        """Wake a worker for this turn's session, in the transaction that made the work.
+
+        No lock on the job: it is only a wake-up, harmless when it comes twice or late.
+        """
+        from procrastinate.contrib.django import app
+
+        app.configure_task("advance").defer(session_id=self.session_id)
+
+    # -- transitions; each is called in a transaction that holds the session's lock ----------
+
+    def park(self, state: str, waiting_for: str) -> None:
+        """Let go of the turn until a person has decided. Raises Fenced when it is not ours."""
+        won = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt).update(
+            state=state, holder="", lease_until=None, waiting_for=waiting_for[:500]
+        )
+        if won != 1:
+            raise Fenced(f"Turn {self.pk} is not held any more.")
+        self.state = state
+        session = self.session
+        Session.objects.filter(pk=session.pk).update(fence="")
+        session.settle()
+
+    def resume(self, *, by: str) -> bool:
+        """Put a parked turn back to work, for any worker to take; say whether it was parked."""
+        won = Turn.objects.filter(
+            pk=self.pk,
+            state__in=[TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION],
+        ).update(state=TurnState.RUNNING, lease_until=None, waiting_for="")
+        if won == 1:
+            self.session.settle(by=by)
+            self.enqueue()
+        return won == 1
+
+    def release(self) -> bool:
+        """Hand the turn back for another worker to take at once; say whether it was ours."""
+        won = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt).update(
+            holder="", lease_until=None
+        )
+        if won == 1:
+            Session.objects.filter(pk=self.session_id, fence=self.fence).update(fence="")
+            self.enqueue()
+        return won == 1
+
+    def finish(self, *closing: Payload, state: str, code: str = "", message: str = "") -> None:
+        """End the turn as its holder. Raises Fenced when it is not ours."""
+        session = self.session
+        now = timezone.now()
+        won = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt).update(
+            state=state,
+            finished_at=now,
+            holder="",
+            lease_until=None,
+            error_code=code,
+            error_message=message,
+        )
+        if won != 1:
+            raise Fenced(f"Turn {self.pk} is not held any more.")
+        self.state, self.finished_at = state, now
+        self._close(session, closing, by="", reason=f"the turn {TurnState(state).label}")
+
+    def end_as_cancelled(self, *, by: str, reason: str, settle: bool = True) -> None:
+        """End a turn as cancelled, whoever holds it: its writes are fenced off from here on.
+
+        `settle=False` when the caller sets the session's state itself.
+        """
+        now = timezone.now()
+        won = (
+            Turn.objects.filter(pk=self.pk)
+            .exclude(state__in=_FINAL)
+            .update(
+                state=TurnState.CANCELLED,
+                finished_at=now,
+                holder="",
+                lease_until=None,
+                waiting_for="",
+                cancel_requested_at=now,
+                cancel_requested_by=by,
+                cancel_reason=reason,
+            )
+        )
+        if won == 1:
+            self.state, self.finished_at = TurnState.CANCELLED, now
+            closing = events.TurnCancelled(by=by, reason=reason)
+            self._close(self.session, (closing,), by=by, reason=reason, settle=settle)
+            live.cancel_requested()
+
+    def _close(
+        self,
+        session: Session,
+        closing: tuple[Payload, ...],
+        *,
+        by: str,
+        reason: str,
+        settle: bool = True,
+    ) -> None:
+        session.close_turn_use(self, by=by, reason=reason)
+        if calls := self._open_calls():
+            session.record(
+                *(
+                    events.ToolCallCompleted(call_id=call, status="cancelled", error=reason)
+                    for call in calls
+                ),
+                turn=self,
+            )
+        session.record(*closing, turn=self)
+        if settle:
+            session.settle(by=by)
+
+    def _open_calls(self) -> list[str]:
+        """Calls that were started and have no result: whatever ends the turn ends them."""
+        done = self.events.filter(type="tool_call.completed", item=models.OuterRef("item"))
+        started = self.events.filter(~models.Exists(done), type="tool_call.started")
+        return list(started.order_by("seq").values_list("data__call_id", flat=True))
+
+    def cancel(self, *, by: User, reason: str = "") -> None:
+        """Ask for the turn to end. One that nobody holds ends at once.
+
+        Raises NotPossible when it has ended already.
+        """
+        name = by.get_username()
+        with transaction.atomic():
+            self.session = Session.objects.lock(self.session_id)
+            self.refresh_from_db(fields=["state", "attempt", "holder", "cancel_requested_at"])
+            if self.is_final:
+                raise NotPossible(f"This turn is {self.get_state_display()} already.")
+            if self.state != TurnState.RUNNING:
+                self.end_as_cancelled(by=name, reason=reason)
+                if self.session.turns.filter(state=TurnState.QUEUED).exists():
+                    self.enqueue()
+            elif self.cancel_requested_at is None:
+                Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING).update(
+                    cancel_requested_at=timezone.now(),
+                    cancel_requested_by=name,
+                    cancel_reason=reason,
+                )
+                live.cancel_requested()
+                live.session_changed(self.session_id)
+        self.refresh_from_db()

@@ -1,0 +1,410 @@
+"""One attempt at one turn: what the runner sees, and how what it says becomes facts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+from django.db import transaction
+from django.utils import timezone
+from pydantic import JsonValue
+
+from . import diffs, events, gates, live
+from .environments import registry as environments
+from .environments.base import Command, Environment, EnvironmentUnavailable
+from .events import Payload, ToolCallStarted
+from .models import Artifact, ExecutionEnvironment, Fenced, Session, Turn
+from .models.artifact import media_type_of, store
+from .models.event import append_async
+from .models.turn import TurnState
+from .output import Capture
+from .runners import registry as runners
+from .runners.base import Action, Grant, Parked, Performed, Refusal, TurnFailure
+from .threads import in_thread, pool
+
+if TYPE_CHECKING:
+    from .engine import Worker
+
+logger = logging.getLogger(__name__)
+
+BATCH = 200
+BACKLOG = 1000
+TAIL_SECONDS = 0.1
+CANCEL_SECONDS = 4.0
+MOST_FILES = 500
+
+STATUS_OF = {"timed_out": "timed_out", "cancelled": "cancelled"}
+
+
+class TurnRun:
+    """Drives the turn's runner and implements `TurnContext` for it."""
+
+    def __init__(self, turn: Turn, worker: Worker) -> None:
+        self.turn = turn
+        self.worker = worker
+        self.instruction = turn.instruction
+        self.number = turn.number
+        self.settings: Mapping[str, JsonValue] = turn.session.agent.runner_settings
+        self.history: Sequence[Payload] = ()
+        self.cancelled = asyncio.Event()
+        self.lost = False
+        self.finishing = False
+        self._handing_back = False
+        self._performing = False
+        self._driving: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._pending: list[Payload] = []
+        self._environment: Environment | None = None
+        self._published: dict[str, tuple[int, int]] = {}
+
+    # -- from claim to end -------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Run the turn until it ends, parks, is handed back or is lost."""
+        self._driving = asyncio.create_task(self._drive())
+        if self.cancelled.is_set():
+            self._driving.cancel()
+        await asyncio.wait({self._driving})
+        try:
+            await self._end(self._driving)
+        except Fenced:
+            logger.info("%s is not held here any more; nothing more is written.", self.turn.fence)
+        except Exception:
+            # The lease runs out and the turn is taken up from what is recorded.
+            logger.exception("%s could not be brought to an end.", self.turn.fence)
+
+    async def _drive(self) -> None:
+        self.history = await in_thread(self._load_history)
+        stream = runners.get(self.turn.session.agent.runner).run(self)
+        async with contextlib.aclosing(stream):  # type: ignore[type-var]
+            async for payload in stream:
+                await self._take(payload)
+                # Not between a call's start and its work: that would count as interrupted.
+                if self.worker.stopping.is_set() and not isinstance(payload, ToolCallStarted):
+                    self._handing_back = True
+                    return
+
+    async def _end(self, driving: asyncio.Task[None]) -> None:
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self.flush()
+        error = None if driving.cancelled() else driving.exception()
+        if self.lost or isinstance(error, Fenced):
+            return
+        if isinstance(error, Parked):
+            return
+        if self.cancelled.is_set():
+            await self._finish(TurnState.CANCELLED)
+        elif self._handing_back or driving.cancelled():
+            await in_thread(self._release)
+        elif isinstance(error, TurnFailure):
+            await self._finish(TurnState.FAILED, error.code, str(error))
+        elif error is not None:
+            logger.error("The runner of %s failed.", self.turn.fence, exc_info=error)
+            message = (
+                f"The runner failed: {type(error).__name__}. The server's log has the details."
+            )
+            await self._finish(TurnState.FAILED, "runner_error", message)
+        else:
+            await self._finish(TurnState.COMPLETED)
+
+    def cancel(self) -> None:
+        """Stop the turn: a running command is ended, all else is cut off."""
+        if self.cancelled.is_set() or self.finishing:
+            return
+        self.cancelled.set()
+        if self._driving is None:
+            return
+        if self._performing:
+            # The command's end is still told; this is for a runner that does not come back.
+            asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._driving.cancel)
+        else:
+            self._driving.cancel()
+
+    def lose(self) -> None:
+        """Stop at once and write nothing more: the turn is somebody else's now."""
+        self.lost = True
+        if self._driving is not None:
+            self._driving.cancel()
+
+    def interrupt(self) -> None:
+        """Stop at once and hand the turn back: this process is stopping."""
+        if not self.finishing and self._driving is not None:
+            self._handing_back = True
+            self._driving.cancel()
+
+    # -- events: one append at a time, what arrives meanwhile rides in the next ---------------
+
+    async def _take(self, payload: Payload) -> None:
+        self._pending.append(payload)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        if len(self._pending) >= BACKLOG:
+            await self.flush()
+
+    async def _write(self) -> None:
+        while self._pending:
+            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+            try:
+                async with (await pool()).connection() as conn:
+                    await append_async(
+                        conn,
+                        self.turn.session_id,
+                        batch,
+                        turn_id=self.turn.pk,
+                        fence=self.turn.fence,
+                    )
+            except Exception:
+                # After a lost connection nobody knows whether it was committed. Let go: whoever
+                # takes the turn up reads what is recorded and goes on from there.
+                self._pending = []
+                self.lose()
+                raise
+            await live.hint_session(self.turn.session_id)
+
+    async def flush(self) -> None:
+        """Wait until everything taken so far is stored. Raises what kept it from being so."""
+        while self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    def _load_history(self) -> list[Payload]:
+        return [event.payload for event in self.turn.events.order_by("seq")]
+
+    # -- what runners ask for ----------------------------------------------------------------
+
+    async def draft(self, ref: str, text: str) -> None:
+        await live.draft(self.turn.session_id, self.turn.pk, ref, text)
+
+    async def permit(
+        self, key: str, action: Action, *, title: str, why: str = "", ask: bool = False
+    ) -> Grant | Refusal:
+        await self.flush()
+        answer = await in_thread(self._review, gates.Question(key, action, title, why, ask))
+        if answer is None:
+            raise Parked
+        return answer
+
+    async def environment(self) -> Environment:
+        if self._environment is None:
+            await self.flush()
+            provider = environments.get("local")
+            start = time.monotonic()
+            try:
+                environment = await provider.open(self.turn.session_id)
+            except EnvironmentUnavailable as error:
+                await in_thread(self._environment_failed, provider.kind, str(error))
+                raise TurnFailure("environment_unavailable", str(error)) from error
+            duration = int((time.monotonic() - start) * 1000)
+            await in_thread(self._environment_opened, provider.kind, environment, duration)
+            await environment.mark(f"turn-{self.number}")
+            self._environment = environment
+        return self._environment
+
+    async def perform(self, call_id: str, grant: Grant, action: Action) -> Performed:
+        environment = await self.environment()
+        await self.flush()
+        if (action.confined, action.network) != (environment.confined, environment.network):
+            refusal: Refusal | None = Refusal("the gate", "The environment is not the one shown.")
+        else:
+            refusal = await in_thread(self._redeem, grant, action.digest())
+        if refusal is not None:
+            return Performed("refused", None, 0, events.Output(), refusal.reason)
+        capture = Capture()
+        showing = asyncio.create_task(self._show_tail(call_id, capture))
+        self._performing = True
+        try:
+            ended = await environment.run(
+                Command(action.tool, action.source, action.timeout), capture.feed, self.cancelled
+            )
+            showing.cancel()
+            whole = capture.whole
+            artifact_id = None
+            if whole is not None:
+                artifact_id = await in_thread(
+                    self._publish, "log_bundle", f"turn-{self.number}-{call_id}.log", whole
+                )
+            await self._publish_produced(environment)
+            return Performed(
+                status=STATUS_OF.get(  # type: ignore[arg-type]
+                    ended.reason, "succeeded" if ended.exit_code == 0 else "failed"
+                ),
+                exit_code=ended.exit_code,
+                duration_ms=ended.duration_ms,
+                output=capture.output(artifact_id),
+            )
+        finally:
+            self._performing = False
+            showing.cancel()
+            capture.close()
+
+    async def _show_tail(self, call_id: str, capture: Capture) -> None:
+        shown = 0
+        while True:
+            if capture.size != shown:
+                shown = capture.size
+                await self.draft(call_id, capture.tail())
+            await asyncio.sleep(TAIL_SECONDS)
+
+    async def _publish_produced(self, environment: Environment) -> None:
+        """Make artifacts of the files that are new or changed under `artifacts/`."""
+        fresh = 0
+        for file in await asyncio.to_thread(lambda: list(environment.produced())):
+            try:
+                content = environment.open_produced(file)
+            except OSError as error:
+                logger.info("%s under artifacts/ was left out: %s", file.name, error)
+                continue
+            with content:
+                state = await asyncio.to_thread(_fingerprint, content)
+                if self._published.get(file.name) == state:
+                    continue
+                fresh += 1
+                if fresh > MOST_FILES:
+                    raise TurnFailure(
+                        "too_many_artifacts",
+                        f"One step left more than {MOST_FILES} new files under artifacts/. "
+                        "Pack them into one file.",
+                    )
+                await in_thread(self._publish, "file", file.name, content)
+                self._published[file.name] = state
+
+    # -- ends --------------------------------------------------------------------------------
+
+    async def _finish(self, state: TurnState, code: str = "", message: str = "") -> None:
+        if self._environment is not None:
+            await self._publish_changes(self._environment)
+        self.finishing = True
+        await in_thread(self._finished, state, code, message)
+
+    async def _publish_changes(self, environment: Environment) -> None:
+        diff = await environment.changes(f"turn-{self.number}")
+        if diff:
+            name = f"turn-{self.number}.diff"
+            summary = diffs.summary_of(diff)
+            await in_thread(self._publish, "diff", name, io.BytesIO(diff), summary)
+
+    # -- the same, in threads: each is one transaction under the session's lock ---------------
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Session]:
+        """Open a transaction with the session locked. Raises Fenced when the turn is not ours."""
+        with transaction.atomic():
+            session = Session.objects.lock(self.turn.session_id)
+            if session.fence != self.turn.fence:
+                raise Fenced(f"Turn {self.turn.pk} is not held any more.")
+            self.turn.session = session
+            yield session
+
+    def _review(self, question: gates.Question) -> Grant | Refusal | None:
+        with self._held() as session:
+            return gates.gate().review(session, self.turn, question)
+
+    def _redeem(self, grant: Grant, digest: str) -> Refusal | None:
+        with self._held() as session:
+            return gates.gate().redeem(session, self.turn, grant, digest)
+
+    def _publish(self, kind: str, name: str, content: BinaryIO, summary: str = "") -> str:
+        sha256, size = store(content)
+        name = events.storable(name)[:300]
+        with self._held() as session:
+            artifact, new = Artifact.objects.get_or_create(
+                session=session,
+                name=name,
+                sha256=sha256,
+                defaults={
+                    "turn": self.turn,
+                    "kind": kind,
+                    "media_type": media_type_of(name),
+                    "size": size,
+                    "summary": summary,
+                },
+            )
+            if new:
+                session.record(artifact.created_event(), turn=self.turn)
+            return artifact.pk
+
+    def _environment_opened(self, kind: str, environment: Environment, duration: int) -> None:
+        with self._held() as session:
+            row = ExecutionEnvironment.objects.filter(session=session).first()
+            ours = row is not None and row.holder == self.worker.holder
+            if ours and row.state == ExecutionEnvironment.State.ACTIVE:  # type: ignore[union-attr]
+                return
+            row, _ = ExecutionEnvironment.objects.update_or_create(
+                session=session,
+                defaults={
+                    "provider": kind,
+                    "state": ExecutionEnvironment.State.ACTIVE,
+                    "confined": environment.confined,
+                    "network": environment.network,
+                    "detail": environment.detail,
+                    "holder": self.worker.holder,
+                    "last_used_at": timezone.now(),
+                },
+            )
+            event = events.EnvironmentResumed if environment.resumed else events.EnvironmentStarted
+            session.record(
+                event(
+                    environment_id=row.pk,
+                    provider=kind,
+                    confined=environment.confined,
+                    network=environment.network,
+                    detail=environment.detail,
+                    duration_ms=duration,
+                ),
+                turn=self.turn,
+            )
+
+    def _environment_failed(self, kind: str, detail: str) -> None:
+        with self._held() as session:
+            row, _ = ExecutionEnvironment.objects.update_or_create(
+                session=session,
+                defaults={
+                    "provider": kind,
+                    "state": ExecutionEnvironment.State.FAILED,
+                    "detail": detail[:500],
+                    "holder": "",
+                },
+            )
+            session.record(
+                events.EnvironmentFailed(
+                    environment_id=row.pk,
+                    provider=kind,
+                    confined=False,
+                    network=False,
+                    detail=detail[:500],
+                ),
+                turn=self.turn,
+            )
+
+    def _finished(self, state: TurnState, code: str, message: str) -> None:
+        with self._held():
+            turn = self.turn
+            closing: Payload
+            if state == TurnState.COMPLETED:
+                closing = events.TurnCompleted(duration_ms=turn.duration_ms)
+            elif state == TurnState.FAILED:
+                closing = events.TurnFailed(
+                    code=code, message=message, duration_ms=turn.duration_ms
+                )
+            else:
+                turn.refresh_from_db(fields=["cancel_requested_by", "cancel_reason"])
+                closing = events.TurnCancelled(
+                    by=turn.cancel_requested_by, reason=turn.cancel_reason
+                )
+            turn.finish(closing, state=state, code=code, message=message)
+
+    def _release(self) -> None:
+        with self._held():
+            self.turn.release()
+
+
+def _fingerprint(content: BinaryIO) -> tuple[int, int]:
+    """What tells a changed file from the one published before, without reading it."""
+    status = os.fstat(content.fileno())
+    return status.st_mtime_ns, status.st_size

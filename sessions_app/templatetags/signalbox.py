@@ -1,0 +1,149 @@
+"""Template words of our own: rendering rows, Markdown, output, times and sizes."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta
+from typing import Any
+
+from django import template
+from django.template import TemplateDoesNotExist
+from django.template.loader import get_template
+from django.utils.html import escape, format_html
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.timezone import localtime
+
+from ..markup import ansi_to_html, code_to_html, diff_lines, markdown_to_html
+from ..timeline import Item, render_row
+
+register = template.Library()
+
+
+@register.simple_tag
+def row(item: Item) -> SafeString:
+    """Render one row of the timeline, as the stream does."""
+    return mark_safe(render_row(item))
+
+
+@register.simple_tag
+def dom_id(thing: object, part: str = "") -> str:
+    """Name an element for a thing, and for a part of it: the one place ids come from."""
+    name = getattr(thing, "dom_id", None) or getattr(thing, "pk", None) or str(thing)
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"{name}-{part}" if part else str(name))
+
+
+@register.filter
+def markdown(text: str) -> SafeString:
+    return mark_safe(markdown_to_html(text))
+
+
+@register.filter
+def ansi(text: str) -> SafeString:
+    """Terminal output with its colours as classes."""
+    return mark_safe(ansi_to_html(text))
+
+
+@register.filter
+def code(text: str, language: str = "text") -> SafeString:
+    """Source with its syntax as classes; what cannot be seen is made visible."""
+    return mark_safe(code_to_html(text, language))
+
+
+register.filter("diff_lines", diff_lines)
+
+
+@register.filter
+def duration(milliseconds: int | None) -> str:
+    """A length of time in the shortest honest form: `0.3 s`, `12 s`, `4 min 5 s`, `2 h 3 min`."""
+    if milliseconds is None:
+        return ""
+    seconds = milliseconds / 1000
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@register.filter
+def size(count: int | None) -> str:
+    """Bytes as `14 B`, `1.1 kB`, `18.4 MB`."""
+    value = float(count or 0)
+    if value < 1000:
+        return f"{int(value)} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 1000 or unit == "TB":
+            return f"{value:.1f} {unit}"
+    return ""
+
+
+@register.filter
+def clock(moment: datetime | None) -> SafeString | str:
+    """A time of day; the page's script makes it local, and the exact time is in its title."""
+    if moment is None:
+        return ""
+    return format_html(
+        '<time datetime="{}" data-clock title="{}">{}</time>',
+        moment.isoformat(),
+        f"{moment:%Y-%m-%d %H:%M:%S} UTC",
+        f"{localtime(moment):%H:%M}",
+    )
+
+
+@register.filter
+def ago(moment: datetime | None) -> SafeString | str:
+    """A time as distance from now, kept fresh by the page's script."""
+    if moment is None:
+        return ""
+    return format_html(
+        '<time datetime="{}" data-ago title="{}">{}</time>',
+        moment.isoformat(),
+        f"{moment:%Y-%m-%d %H:%M:%S} UTC",
+        f"{moment:%d %b %H:%M}",
+    )
+
+
+@register.filter
+def lines(text: str) -> int:
+    return len(text.splitlines())
+
+
+@register.filter
+def initials(name: str) -> str:
+    return escape(name.strip()[:2].upper())
+
+
+@register.filter
+def milliseconds_between(start: datetime, end: datetime) -> int:
+    return int((end - start) / timedelta(milliseconds=1))
+
+
+@register.filter
+def as_json(value: object) -> str:
+    """A value as indented JSON, for those who want to see exactly what is stored."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+@register.filter
+def left_out(output: dict[str, Any]) -> int:
+    """How many bytes of a call's output stand between its head and its tail."""
+    shown = sum(len(output.get(part, "").encode()) for part in ("head", "tail"))
+    return max(0, output.get("size", 0) - shown)
+
+
+@register.filter
+def widget_template(item: Item) -> str:
+    """The template of a widget's kind; that of an unknown event when there is none."""
+    kind = str(item.data.get("widget", ""))
+    name = f"sessions/widgets/{kind}.html"
+    if re.fullmatch(r"[a-z_]+", kind):
+        try:
+            return get_template(name).template.name or name
+        except TemplateDoesNotExist:
+            pass
+    return "sessions/events/broken.html"

@@ -1,0 +1,63 @@
+"""Where the event loop's database work is done: a bounded pool of threads, and an async pool.
+
+Django's pool gets a connection back only when it is closed, and a thread outside a request keeps
+its own: so each call here closes what it opened. asgiref's shared thread is not used, because all
+sockets of the process would queue behind each other on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+import psycopg
+from django.db import close_old_connections, connection, connections
+from psycopg_pool import AsyncConnectionPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="signalbox-database")
+_pools: dict[asyncio.AbstractEventLoop, AsyncConnectionPool[psycopg.AsyncConnection[Any]]] = {}
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function that uses the ORM in the pool of threads and return its result."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_executor, partial(_call, function, *args, **kwargs))
+
+
+def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    close_old_connections()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        connections.close_all()
+
+
+async def pool() -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
+    """Return this loop's pool of connections in autocommit mode, opened at first use."""
+    loop = asyncio.get_running_loop()
+    if loop not in _pools:
+        parameters = connection.get_connection_params()
+        for ours in ("context", "cursor_factory", "prepare_threshold"):
+            parameters.pop(ours, None)
+        fresh = AsyncConnectionPool(
+            kwargs={**parameters, "autocommit": True},
+            min_size=1,
+            max_size=8,
+            open=False,
+            name="signalbox",
+        )
+        _pools[loop] = fresh
+        await fresh.open()
+    return _pools[loop]
+
+
+async def close_pool() -> None:
+    """Close this loop's pool, if one was opened."""
+    if mine := _pools.pop(asyncio.get_running_loop(), None):
+        await mine.close()

@@ -1,0 +1,66 @@
+"""What the workspace's regions show. The same functions serve pages and live frames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import OuterRef, Q
+
+from ..models import Agent, Session, Turn
+from ..models.session import SessionState
+from ..models.turn import TurnState
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+
+RAIL_ROWS = 50
+
+
+def session_context(session: Session) -> dict[str, Any]:
+    """Header, composer state and inspector of a session: nothing that depends on the reader."""
+    turns = list(session.turns.select_related("author").order_by("-number")[:30])
+    open_turn = next((turn for turn in turns if turn.state in _OPEN), None)
+    queued = [turn for turn in reversed(turns) if turn.state == TurnState.QUEUED]
+    return {
+        "session": session,
+        "turns": turns,
+        "open_turn": open_turn,
+        "queued_turns": queued,
+        "environment": getattr(session, "environment", None),
+        "artifacts": list(session.artifacts.order_by("created_at")[:200]),
+    }
+
+
+_OPEN = {TurnState.RUNNING, TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION}
+
+
+def rail_context(
+    user: User, *, current: str = "", query: str = "", archived: bool = False
+) -> dict[str, Any]:
+    """The lists of sessions, as one person sees them: each session in one group only."""
+    waits_for = Turn.objects.open().filter(session=OuterRef("pk")).values("waiting_for")[:1]
+    visible = Session.objects.visible_to(user).select_related("agent").annotate(waits_for=waits_for)
+    if query:
+        visible = visible.filter(Q(title__icontains=query) | Q(agent__name__icontains=query))
+    if archived:
+        hidden = visible.filter(state=SessionState.ARCHIVED)
+        groups = [{"name": "Archived", "slug": "archived", "sessions": list(hidden[:RAIL_ROWS])}]
+        return {"groups": groups, "needs_you_count": 0, "current": current, "query": query}
+    parked = Q(state=SessionState.WAITING_FOR_PERMISSION)
+    if not user.is_staff:
+        parked &= Q(agent__in=Agent.objects.visible_to(user).values("pk"))
+    # Waiting for input is also how a session rests; only a question is something to do.
+    asked = Q(state=SessionState.WAITING_FOR_INPUT, waits_for__gt="")
+    needs_you = list(visible.filter(parked | asked)[:RAIL_ROWS])
+    rest = visible.active().exclude(pk__in=[session.pk for session in needs_you])
+    busy = Q(state__in=[SessionState.ACTIVE, SessionState.WAITING_FOR_PERMISSION])
+    return {
+        "groups": [
+            {"name": "Needs you", "slug": "needs", "sessions": needs_you},
+            {"name": "Running", "slug": "running", "sessions": list(rest.filter(busy)[:RAIL_ROWS])},
+            {"name": "Recent", "slug": "recent", "sessions": list(rest.exclude(busy)[:RAIL_ROWS])},
+        ],
+        "needs_you_count": len(needs_you),
+        "current": current,
+        "query": query,
+    }

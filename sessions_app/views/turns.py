@@ -1,0 +1,68 @@
+"""Turns: submitting one, stopping one."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
+
+from .. import submission
+from ..models import NotPossible, Session, Turn
+from ..runners.base import Problem
+from .answers import refused
+from .context import session_context
+from .sessions import workspace_context
+
+
+@require_POST
+def turn_submit(request: HttpRequest, session_id: str) -> HttpResponse:
+    """Add a turn and answer with a fresh composer; its row arrives on the stream."""
+    session = get_object_or_404(
+        Session.objects.visible_to(request.user).select_related("agent", "owner"), pk=session_id
+    )
+    instruction = request.POST.get("instruction", "")
+    if problems := submission.problems(session.agent, instruction):
+        return _composer(request, session, instruction, problems, status=422)
+    try:
+        session.submit(
+            instruction,
+            author=request.user,  # type: ignore[arg-type]
+            idempotency_key=request.POST.get("submission", "")[:64] or None,
+        )
+    except NotPossible as error:
+        return _composer(request, session, instruction, [Problem(1, str(error))], status=409)
+    if not request.htmx:  # type: ignore[attr-defined]
+        return redirect("session_page", session.pk)
+    return _composer(request, session)
+
+
+def _composer(
+    request: HttpRequest,
+    session: Session,
+    instruction: str = "",
+    problems: list[Problem] | None = None,
+    *,
+    status: int = 200,
+) -> HttpResponse:
+    """The composer, with what was typed and what is wrong with it."""
+    context = {"instruction": instruction, "problems": problems or []}
+    if not request.htmx:  # type: ignore[attr-defined]
+        page = {**workspace_context(request, session), **context}
+        return render(request, "sessions/workspace.html", page, status=status)
+    context = {**session_context(session), **context, "submission": uuid4().hex}
+    return render(request, "sessions/composer.html", context, status=status)
+
+
+@require_POST
+def turn_cancel(request: HttpRequest, turn_id: str) -> HttpResponse:
+    """Stop a running or waiting turn, or withdraw a queued one."""
+    turn = get_object_or_404(Turn.objects.visible_to(request.user), pk=turn_id)
+    try:
+        turn.cancel(by=request.user, reason=request.POST.get("reason", ""))  # type: ignore[arg-type]
+    except NotPossible as error:
+        return refused(request, str(error))
+    if request.htmx:  # type: ignore[attr-defined]
+        return HttpResponse(status=204)
+    return redirect("session_page", turn.session_id)

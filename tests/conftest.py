@@ -1,0 +1,94 @@
+"""The cast and the stage: alice owns, bob approves, charlie is an outsider."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from sessions_app import engine, live
+from sessions_app.environments import registry as environments
+from sessions_app.environments.local import LocalProvider
+from sessions_app.models import Agent, Session
+
+
+@pytest.fixture(autouse=True)
+def _own_files(settings, tmp_path_factory) -> Iterator[None]:
+    """Give every test its own artifacts and environments."""
+    root: Path = tmp_path_factory.mktemp("data")
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "artifacts": {
+            "BACKEND": "sessions_app.storage.ContentStorage",
+            "OPTIONS": {"location": root / "artifacts"},
+        },
+    }
+    provider = environments._providers["local"]
+    environments._providers["local"] = LocalProvider(root / "environments")
+    yield
+    environments._providers["local"] = provider
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process() -> Iterator[None]:
+    """No worker and no home loop is carried from one test to the next."""
+    engine.replace_worker(None)
+    live._home = None
+    yield
+    engine.replace_worker(None)
+    live._home = None
+
+
+@pytest.fixture
+def alice(db: None) -> User:
+    return User.objects.create_user("alice", password="alice")
+
+
+@pytest.fixture
+def bob(db: None) -> User:
+    return User.objects.create_user("bob", password="bob")
+
+
+@pytest.fixture
+def charlie(db: None) -> User:
+    return User.objects.create_user("charlie", password="charlie")
+
+
+@pytest.fixture
+def staff(db: None) -> User:
+    return User.objects.create_superuser("admin", password="admin")
+
+
+@pytest.fixture
+def agent(alice: User, bob: User) -> Agent:
+    agent = Agent.objects.create(name="Runbook", runner="runbook")
+    agent.members.set([alice, bob])
+    return agent
+
+
+@pytest.fixture
+def session(agent: Agent, alice: User) -> Session:
+    """A session with one queued turn."""
+    session, _ = Session.objects.start(agent=agent, owner=alice, instruction="Just a word.")
+    return session
+
+
+def signed_in(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+async def work(session_id: str) -> None:
+    """Do what a worker does when it is woken for a session."""
+    live.attach(asyncio.get_running_loop())
+    try:
+        await engine.worker().advance(session_id)
+    finally:
+        from sessions_app.threads import close_pool
+
+        await close_pool()

@@ -1,0 +1,59 @@
+"""The main job through the engine: submit, ask, decide, go on, finish."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from approvals_app.decisions import decide
+from approvals_app.models import ApprovalRequest
+from sessions_app.models import Agent, Artifact, Session
+
+from .conftest import work
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+GATED = """
+First a file.
+
+```sh
+mkdir -p artifacts
+echo hello > artifacts/note.txt
+```
+
+Then something to decide on.
+
+```sh name=tag gate=ask
+echo tagged > tag.txt
+cat tag.txt
+```
+
+Done.
+"""
+
+
+def run(session: Session) -> None:
+    asyncio.run(work(session.pk))
+
+
+def types(session: Session) -> list[str]:
+    return list(session.events.order_by("seq").values_list("type", flat=True))
+
+
+def test_a_gated_runbook_parks_and_goes_on_after_the_decision(agent: Agent, alice, bob):
+    session, _ = Session.objects.start(agent=agent, owner=alice, instruction=GATED)
+    run(session)
+    session.refresh_from_db()
+    assert session.state == "WAITING_FOR_PERMISSION"
+    request = ApprovalRequest.objects.get()
+    assert request.action["source"].startswith("echo tagged")
+
+    decide(request.pk, by=bob, verdict="approve", digest=request.digest)
+    run(session)
+    session.refresh_from_db()
+    turn = session.turns.get()
+    assert (turn.state, turn.error_message) == ("COMPLETED", "")
+    assert session.state == "WAITING_FOR_INPUT"
+    assert Artifact.objects.get().name == "note.txt"
+    print(types(session))
