@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote
@@ -268,13 +268,12 @@ class Place:
     def _programs(self) -> Path:
         """Find PostgreSQL's programs, copied into `data` if their user cannot reach the package."""
         # Not imported: the package prints a warning where there is no runtime directory.
-        spec = util.find_spec(PACKAGE)
-        if spec is None or spec.origin is None:
-            raise EmbeddedDatabaseError(f"Install {PACKAGE}, or set DATABASE_URL.")
-        packages, inside = Path(spec.origin).parent.parent, Path(PACKAGE, "pginstall18", "bin")
+        installed = metadata.distribution(PACKAGE)
+        packages = Path(str(installed.locate_file("")))
+        inside = Path(PACKAGE, "pginstall18", "bin")
         if self._works(packages / inside / "initdb", "--version"):
             return packages / inside
-        copy = self.data / f"postgres-programs-{metadata.version(PACKAGE)}"
+        copy = self.data / f"postgres-programs-{installed.version}"
         if not copy.exists():
             new = copy.with_name("postgres-programs.new")
             shutil.rmtree(new, ignore_errors=True)
@@ -371,6 +370,6 @@ def _locked(path: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        # Said explicitly, since a child forked meanwhile by another thread has the file open too.
+        # Closing would not do: a child forked meanwhile by another thread has the file open too.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

