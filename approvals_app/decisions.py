@@ -42,7 +42,8 @@ def decide(
     request = ApprovalRequest.objects.select_related("session__agent").get(pk=approval_id)
     with transaction.atomic():
         session = Session.objects.lock(request.session_id)
-        # Asked under the lock, so that a permission lost meanwhile counts.
+        # Asked anew under the lock, so that a permission lost meanwhile counts.
+        by.refresh_from_db(fields=["is_staff", "is_active"])
         if not session.agent.may_decide(by):
             raise NotYours(f"Only staff and members of {session.agent.name} decide this.")
         outcome = ApprovalState(ApprovalRequest.OUTCOMES[verdict])
@@ -83,5 +84,5 @@ def _already(request: ApprovalRequest, by: User, verdict: Verdict, digest: str) 
     if mine:
         return request
     who = f" by {request.resolved_by}" if request.resolved_by else ""
-    why = f": {request.reason}" if request.reason else ""
+    why = f": {request.reason.rstrip('. ')}" if request.reason else ""
     raise Conflict(f"This request is {request.get_state_display()} already{who}{why}.")

@@ -31,7 +31,7 @@ class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
 
     def decidable_by(self, user: User | AnonymousUser) -> ApprovalRequestQuerySet:
         """Those whose agent lets this person decide: staff and the agent's members."""
-        if not user.is_authenticated:
+        if not (user.is_authenticated and user.is_active):
             return self.none()
         if user.is_staff:
             return self

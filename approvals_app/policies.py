@@ -10,7 +10,8 @@ from typing import Literal
 from sessions_app.runners.base import Action
 
 # What makes a shell do more than run one program with literal words.
-_SYNTAX = set("\n;&|<>()$`\\*?[]{}~#!")
+# The carriage return is a blank to shlex, and part of a word to the shell.
+_SYNTAX = set("\n\r;&|<>()$`\\*?[]{}~#!")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class Rules:
 
 
 def rule_on(action: Action, rules: Rules, *, ask: bool) -> Ruling:
-    """Rule on an action. `ask` can only tighten the result."""
+    """Rule on an action. `ask` can only tighten the result. Raises TypeError for broken rules."""
+    if not isinstance(rules.allowed_commands, list | tuple):
+        # A text would be read letter by letter.
+        raise TypeError("the allowed commands are not a list")
     if ask:
         return Ruling("ask", "this step asks for approval (gate=ask)")
     if rules.allow_confined and action.confined and not action.network:
@@ -51,7 +55,8 @@ def literal_words(action: Action) -> list[str] | None:
     """
     if action.tool not in {"sh", "bash"}:
         return None
-    return _split(action.source.strip())
+    # Only what is blank to the shell: other white space is part of a word there.
+    return _split(action.source.strip(" \t\n"))
 
 
 def _split(command: str) -> list[str] | None:

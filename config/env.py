@@ -32,6 +32,14 @@ def data_directory() -> Path:
     return path
 
 
+def port() -> int:
+    """Return PORT (default 8000)."""
+    given = env.str("PORT", default="8000")
+    if not (given.isascii() and given.isdigit() and 0 < int(given) < 65536):
+        raise ImproperlyConfigured(f"PORT has to be a number from 1 to 65535, not {given!r}.")
+    return int(given)
+
+
 def secret_key(data: Path) -> str:
     """Return SECRET_KEY, or the one kept in the data directory, made at the first start."""
     if key := env.str("SECRET_KEY", default=""):

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 # First of all: it installs the reactor on the loop that everything else uses.
 from daphne.server import Server, twisted_loop  # isort:skip
@@ -25,6 +26,7 @@ from sessions_app.threads import close_pool
 logger = logging.getLogger(__name__)
 
 COME_BACK = 1012
+RETURN_CODES = (1011, COME_BACK, 1013)
 GOODBYE_SECONDS = 2.0
 
 
@@ -63,6 +65,14 @@ class WebServer(Server):
         super().listen_success(port)
         self.ports = [*getattr(self, "ports", []), port]
         self.listening()
+
+    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
+        """Send close codes that ask to come back, which Daphne's own way of closing refuses."""
+        if message["type"] == "websocket.close" and message.get("code") in RETURN_CODES:
+            if not self.connections.get(protocol, {}).get("disconnected"):
+                protocol.sendCloseFrame(code=message["code"])
+            return
+        await super().handle_reply(protocol, message)
 
     def listen_error(self, failure: object) -> None:
         self.failed = True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from csp.constants import NONE, SELF
 
-from config.env import BASE_DIR, data_directory, database, env, secret_key
+from config.env import BASE_DIR, data_directory, database, env, port, secret_key
 
 SIGNALBOX_DATA = data_directory()
 
 DEBUG = env.bool("DEBUG", default=False)
 SECRET_KEY = secret_key(SIGNALBOX_DATA)
 HOST = env.str("HOST", default="127.0.0.1")
-PORT = env.int("PORT", default=8000)
+PORT = port()
 ALLOWED_HOSTS = env.list(
     "ALLOWED_HOSTS",
     default=["localhost", "127.0.0.1", "[::1]", HOST] + ["*"] * (HOST == "0.0.0.0"),  # noqa: S104
@@ -173,6 +173,8 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
+        # A refused form is the person's business, not the operator's.
+        "django.request": {"level": "ERROR"},
         "sessions_app": {"level": env.str("LOG_LEVEL", default="INFO")},
         "approvals_app": {"level": env.str("LOG_LEVEL", default="INFO")},
         "config": {"level": env.str("LOG_LEVEL", default="INFO")},

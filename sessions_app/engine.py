@@ -60,6 +60,7 @@ class Worker:
         self.jobs: JobManager | None = None
         """The job table, over a connection of the loop; set by whoever runs the worker."""
         self._runs: dict[str, TurnRun] = {}
+        self._advancing = 0
         self._look = asyncio.Event()
         options = settings.SIGNALBOX
         self._lease = timedelta(seconds=options["LEASE_SECONDS"])
@@ -68,15 +69,18 @@ class Worker:
     # -- turns -----------------------------------------------------------------------------
 
     async def advance(self, session_id: str) -> None:
-        while not self.stopping.is_set() and await self.step(session_id):
-            pass
+        self._advancing += 1
+        try:
+            while not self.stopping.is_set() and await self.step(session_id):
+                pass
+        finally:
+            self._advancing -= 1
 
     async def step(self, session_id: str) -> bool:
         """Claim one turn and run it until it ends, parks or is lost; say whether there was one."""
         turn = await in_thread(Turn.objects.claim, session_id, self.holder, lease=self._lease)
         if turn is None:
             return False
-        await live.hint_session(session_id, rail=True)
         run = TurnRun(turn, self)
         self._runs[turn.pk] = run
         try:
@@ -156,11 +160,11 @@ class Worker:
         """Take no more work; let steps end within the grace, then hand their turns back."""
         self.stopping.set()
         deadline = asyncio.get_running_loop().time() + grace
-        while self._runs and asyncio.get_running_loop().time() < deadline:
+        while self._advancing and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
-        for run in list(self._runs.values()):
-            run.interrupt()
-        while self._runs:
+        while self._advancing:
+            for run in list(self._runs.values()):
+                run.interrupt()
             await asyncio.sleep(0.02)
 
 

@@ -268,5 +268,4 @@ async def close_all(code: int) -> None:
     readers = {reader for feed in _feeds.values() for reader in feed.readers}
     if _rail is not None:
         readers |= _rail.readers
-    for reader in readers:
-        await reader.close(code)
+    await asyncio.gather(*(reader.close(code) for reader in readers), return_exceptions=True)

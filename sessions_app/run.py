@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
+import psycopg
 from django.db import transaction
 from django.utils import timezone
 from pydantic import JsonValue
@@ -18,11 +19,11 @@ from pydantic import JsonValue
 from . import diffs, events, gates, live
 from .environments import registry as environments
 from .environments.base import Command, Environment, EnvironmentUnavailable
-from .events import Payload, ToolCallStarted
+from .events import MessageCreated, Payload, ToolCallStarted
 from .models import Artifact, ExecutionEnvironment, Fenced, Session, Turn
 from .models.artifact import media_type_of, store
 from .models.event import append_async
-from .models.turn import TurnState
+from .models.turn import CancelPending, TurnState
 from .output import Capture
 from .runners import registry as runners
 from .runners.base import Action, Grant, Parked, Performed, Refusal, TurnFailure
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 BATCH = 200
 BACKLOG = 1000
 TAIL_SECONDS = 0.1
+TAIL_AGAIN = 10
 CANCEL_SECONDS = 4.0
 MOST_FILES = 500
 
@@ -52,16 +54,20 @@ class TurnRun:
         self.number = turn.number
         self.settings: Mapping[str, JsonValue] = turn.session.agent.runner_settings
         self.history: Sequence[Payload] = ()
+        self._agent_name = turn.session.agent.name
         self.cancelled = asyncio.Event()
         self.lost = False
         self.finishing = False
         self._handing_back = False
+        self._interrupted = False
         self._performing = False
         self._driving: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._pending: list[Payload] = []
         self._environment: Environment | None = None
         self._published: dict[str, tuple[int, int]] = {}
+        self._granted: set[Grant] = set()
+        self._refused: Exception | None = None
 
     # -- from claim to end -------------------------------------------------------------------
 
@@ -93,14 +99,17 @@ class TurnRun:
     async def _end(self, driving: asyncio.Task[None]) -> None:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await self.flush()
-        error = None if driving.cancelled() else driving.exception()
-        if self.lost or isinstance(error, Fenced):
+        error: BaseException | None = self._refused
+        if error is None:
+            # Cancelled by nobody here, it let a cancellation of its own through: it is broken.
+            error = asyncio.CancelledError() if driving.cancelled() else driving.exception()
+        if self.lost or isinstance(error, Parked):
             return
-        if isinstance(error, Parked):
-            return
-        if self.cancelled.is_set():
+        if self.cancelled.is_set() or isinstance(error, CancelPending):
             await self._finish(TurnState.CANCELLED)
-        elif self._handing_back or driving.cancelled():
+        elif isinstance(error, Fenced):
+            raise error
+        elif self._handing_back:
             await in_thread(self._release)
         elif isinstance(error, TurnFailure):
             await self._finish(TurnState.FAILED, error.code, str(error))
@@ -134,13 +143,18 @@ class TurnRun:
 
     def interrupt(self) -> None:
         """Stop at once and hand the turn back: this process is stopping."""
-        if not self.finishing and self._driving is not None:
-            self._handing_back = True
+        if not (self.finishing or self._interrupted) and self._driving is not None:
+            # Once: a second cancel would cut off the first one's cleaning up.
+            self._handing_back = self._interrupted = True
             self._driving.cancel()
 
     # -- events: one append at a time, what arrives meanwhile rides in the next ---------------
 
     async def _take(self, payload: Payload) -> None:
+        if self.lost or self._refused:
+            return  # Said while it was being stopped: something before it is missing.
+        if isinstance(payload, MessageCreated) and payload.role == "assistant":
+            payload = payload.model_copy(update={"author": payload.author or self._agent_name})
         self._pending.append(payload)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
@@ -159,19 +173,29 @@ class TurnRun:
                         turn_id=self.turn.pk,
                         fence=self.turn.fence,
                     )
-            except Exception:
+            except (Fenced, psycopg.OperationalError, psycopg.InterfaceError, OSError):
                 # After a lost connection nobody knows whether it was committed. Let go: whoever
                 # takes the turn up reads what is recorded and goes on from there.
                 self._pending = []
                 self.lose()
+                raise
+            except Exception as error:
+                # Refused for what it says, and so it would be in every other attempt.
+                self._pending = []
+                self._refused = error
+                if self._driving is not None:
+                    self._driving.cancel()
                 raise
             await live.hint_session(self.turn.session_id)
 
     async def flush(self) -> None:
         """Wait until everything taken so far is stored. Raises what kept it from being so."""
         while self._writing is not None:
-            writing, self._writing = self._writing, None
-            await writing
+            writing = self._writing
+            # Shielded: whoever waits may be cancelled, what was taken is stored all the same.
+            await asyncio.shield(writing)
+            if self._writing is writing:
+                self._writing = None
 
     def _load_history(self) -> list[Payload]:
         return [event.payload for event in self.turn.events.order_by("seq")]
@@ -188,6 +212,8 @@ class TurnRun:
         answer = await in_thread(self._review, gates.Question(key, action, title, why, ask))
         if answer is None:
             raise Parked
+        if isinstance(answer, Grant):
+            self._granted.add(answer)
         return answer
 
     async def environment(self) -> Environment:
@@ -209,8 +235,12 @@ class TurnRun:
     async def perform(self, call_id: str, grant: Grant, action: Action) -> Performed:
         environment = await self.environment()
         await self.flush()
-        if (action.confined, action.network) != (environment.confined, environment.network):
-            refusal: Refusal | None = Refusal("the gate", "The environment is not the one shown.")
+        refusal: Refusal | None
+        if grant not in self._granted:
+            # A runner can make up a grant; it cannot make up that the gate gave it.
+            refusal = Refusal("the gate", "This was not granted.")
+        elif (action.confined, action.network) != (environment.confined, environment.network):
+            refusal = Refusal("the gate", "The environment is not the one shown.")
         else:
             refusal = await in_thread(self._redeem, grant, action.digest())
         if refusal is not None:
@@ -244,12 +274,14 @@ class TurnRun:
             capture.close()
 
     async def _show_tail(self, call_id: str, capture: Capture) -> None:
-        shown = 0
+        shown, waited = 0, 0
         while True:
-            if capture.size != shown:
-                shown = capture.size
+            # Now and then again unchanged: for pages that were opened since, or whose row was late.
+            if capture.size != shown or (capture.size and waited >= TAIL_AGAIN):
+                shown, waited = capture.size, 0
                 await self.draft(call_id, capture.tail())
             await asyncio.sleep(TAIL_SECONDS)
+            waited += 1
 
     async def _publish_produced(self, environment: Environment) -> None:
         """Make artifacts of the files that are new or changed under `artifacts/`."""

@@ -34,6 +34,12 @@ def _own_files(settings, tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _quick_passwords(settings) -> None:
+    """Hashing a password well takes longer than most tests."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
 def _fresh_process() -> Iterator[None]:
     """No worker and no home loop is carried from one test to the next."""
     engine.replace_worker(None)

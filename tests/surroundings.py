@@ -12,7 +12,8 @@ from pathlib import Path
 _here = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:10]
 _data = Path(tempfile.gettempdir()) / f"signalbox-tests-{_here}-{os.getuid()}"
 
-os.environ["SIGNALBOX_DATA"] = str(_data)
+# SIGNALBOX_TEST_DATA is for a second run beside a first one.
+os.environ["SIGNALBOX_DATA"] = os.environ.get("SIGNALBOX_TEST_DATA", str(_data))
 os.environ["SIGNALBOX_POSTGRES_FAST"] = "1"
 os.environ.setdefault("SIGNALBOX_POLL_SECONDS", "0.2")
 for ours in ("HOST", "PORT", "REDIS_URL", "SECRET_KEY", "ALLOWED_HOSTS"):

@@ -81,11 +81,12 @@ class Output:
     def _read(self) -> None:
         try:
             chunk = os.read(self.pipe, CHUNK)
+        except BlockingIOError:
+            return
+        try:
             if chunk:
                 self.take(chunk)
                 return
-        except BlockingIOError:
-            return
         except Exception as error:  # Whatever the taker raises ends the step, and is raised by run.
             self.failed.set_result(error)
         self.loop.remove_reader(self.pipe)
@@ -129,10 +130,11 @@ async def execute(
         process, order, pipe = await asyncio.shield(starting)
     except asyncio.CancelledError:
         # asyncio would kill the supervisor, and not what it may have started already.
-        process, order, pipe = await starting
-        order.kill()
-        os.close(pipe)
-        await process.wait()
+        with contextlib.suppress(EnvironmentUnavailable):
+            process, order, pipe = await starting
+            order.kill()
+            os.close(pipe)
+            await process.wait()
         raise
     reader = Output(pipe, output)
     ended = asyncio.ensure_future(process.wait())

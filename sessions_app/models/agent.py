@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class AgentQuerySet(models.QuerySet["Agent"]):
     def visible_to(self, user: User | AnonymousUser) -> AgentQuerySet:
         """Those that a person may open sessions with."""
-        if not user.is_authenticated:
+        if not (user.is_authenticated and user.is_active):
             return self.none()
         if user.is_staff:
             return self
@@ -64,6 +64,6 @@ class Agent(models.Model):
 
     def may_decide(self, user: User | AnonymousUser) -> bool:
         """Whether a person may decide this agent's approvals: staff and members may."""
-        if not user.is_authenticated:
+        if not (user.is_authenticated and user.is_active):
             return False
         return user.is_staff or self.members.filter(pk=user.pk).exists()

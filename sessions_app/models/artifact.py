@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from django.core.files.base import File
@@ -39,7 +40,7 @@ def store(content: BinaryIO) -> tuple[str, int]:
     """
     hashed = hashlib.file_digest(content, "sha256")  # type: ignore[arg-type]
     digest = hashed.hexdigest()
-    size = content.tell()
+    size = content.seek(0, os.SEEK_END)
     content.seek(0)
     storage = storages["artifacts"]
     name = content_name(digest)

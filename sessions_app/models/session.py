@@ -54,7 +54,7 @@ STATE_EVENTS: dict[str, type[events._SessionState]] = {
 class SessionQuerySet(models.QuerySet["Session"]):
     def visible_to(self, user: User | AnonymousUser) -> SessionQuerySet:
         """Those that a person may see: their own, those of agents they belong to; staff all."""
-        if not user.is_authenticated:
+        if not (user.is_authenticated and user.is_active):
             return self.none()
         if user.is_staff:
             return self

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
 
 
+class CancelPending(Exception):
+    """The turn is asked to end: its holder ends it instead of parking it."""
+
+
 class TurnState(models.TextChoices):
     """Rows of every state are deleted with their session's history only."""
 
@@ -69,7 +73,10 @@ class TurnQuerySet(models.QuerySet["Turn"]):
         callers at once only one gets it.
         """
         with transaction.atomic():
-            session = Session.objects.lock(session_id)
+            try:
+                session = Session.objects.lock(session_id)
+            except Session.DoesNotExist:
+                return None  # A late wake-up: the session was deleted meanwhile.
             of_session = self.filter(session=session)
             if of_session.open().exists():
                 before = of_session.unheld().first()
@@ -195,12 +202,18 @@ class Turn(models.Model):
     # -- transitions; each is called in a transaction that holds the session's lock ----------
 
     def park(self, state: str, waiting_for: str) -> None:
-        """Let go of the turn until a person has decided. Raises Fenced when it is not ours."""
-        won = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt).update(
+        """Let go of the turn until a person has decided.
+
+        Raises CancelPending when it is asked to end, Fenced when it is not ours.
+        """
+        ours = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt)
+        won = ours.filter(cancel_requested_at=None).update(
             state=state, holder="", lease_until=None, waiting_for=waiting_for[:500]
         )
         if won != 1:
-            raise Fenced(f"Turn {self.pk} is not held any more.")
+            raise (
+                CancelPending if ours.exists() else Fenced(f"Turn {self.pk} is not held any more.")
+            )
         self.state = state
         session = self.session
         Session.objects.filter(pk=session.pk).update(fence="")

@@ -141,9 +141,28 @@ def widget_template(item: Item) -> str:
     """The template of a widget's kind; that of an unknown event when there is none."""
     kind = str(item.data.get("widget", ""))
     name = f"sessions/widgets/{kind}.html"
-    if re.fullmatch(r"[a-z_]+", kind):
-        try:
-            return get_template(name).template.name or name
-        except TemplateDoesNotExist:
-            pass
+    try:
+        if re.fullmatch(r"[a-z_]+", kind):
+            get_template(name)
+            return name
+    except TemplateDoesNotExist:
+        pass
     return "sessions/events/broken.html"
+
+
+@register.filter
+def gist(source: str) -> str:
+    """The first line of a step that says something: not a comment, not its preparation."""
+    said = [line.strip() for line in source.splitlines() if line.strip()]
+    idle = ("#", "set -", "cd ", "import ", "from ", "mkdir -p ")
+    return next((line for line in said if not line.startswith(idle)), said[0] if said else "")
+
+
+CALL_MARKS = {"shell": "$", "repository": "repo", "network": "net", "browser": "web", "other": "·"}
+
+
+@register.filter
+def call_mark(item: Item) -> str:
+    """A few letters that stand for a call's kind."""
+    kind, tool = item.data.get("kind", ""), item.data.get("tool", "")
+    return "py" if (kind, tool) == ("shell", "python") else CALL_MARKS.get(kind, kind[:4])

@@ -1,0 +1,12 @@
+// What every page of the application does beside htmx.
+import "./turns.js";
+import "./scroll.js";
+import "./composer.js";
+import "./keep.js";
+import "./times.js";
+import "./title.js";
+import "./copy.js";
+import "./diagrams.js";
+import "./notices.js";
+import "./keys.js";
+import "./panels.js";

@@ -1,0 +1,41 @@
+// Times as this reader's clock says them; exact on hover.
+const DAY = 86_400_000;
+const format = (options) => new Intl.DateTimeFormat("en-GB", options);
+const hour = format({ hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const weekday = format({ weekday: "short" });
+const day = format({ day: "numeric", month: "short" });
+const year = format({ day: "numeric", month: "short", year: "numeric" });
+const exact = format({ dateStyle: "full", timeStyle: "medium" });
+
+const date = (moment) => (moment.getFullYear() === new Date().getFullYear() ? day : year).format(moment);
+
+function clock(moment) {
+  const today = moment.toDateString() === new Date().toDateString();
+  return today ? hour.format(moment) : `${date(moment)} ${hour.format(moment)}`;
+}
+
+function ago(moment) {
+  const passed = Date.now() - moment;
+  if (passed < 60_000) return "now";
+  if (passed < 3_600_000) return `${Math.floor(passed / 60_000)} min`;
+  if (passed < DAY) return `${Math.floor(passed / 3_600_000)} h`;
+  return passed < 6 * DAY ? weekday.format(moment) : date(moment);
+}
+
+function show(element, words) {
+  const moment = new Date(element.dateTime);
+  if (Number.isNaN(moment.valueOf())) return;
+  const text = words(moment);
+  if (element.textContent !== text) element.textContent = text;
+  element.title = exact.format(moment);
+}
+
+export function refresh() {
+  document.querySelectorAll("time[data-clock]").forEach((element) => show(element, clock));
+  document.querySelectorAll("time[data-ago]").forEach((element) => show(element, ago));
+}
+
+setInterval(refresh, 30_000);
+document.addEventListener("htmx:afterSettle", refresh);
+document.addEventListener("htmx:wsAfterMessage", refresh);
+refresh();
