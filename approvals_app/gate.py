@@ -96,16 +96,16 @@ class ApprovalGate:
             ),
             turn=turn,
         )
-        turn.park(Turn.State.WAITING_FOR_PERMISSION, f"approval: {request.title}")
+        turn.park(Turn.State.WAITING_FOR_PERMISSION, f"asks to run {request.title}")
 
     def _answer(self, turn: Turn, request: ApprovalRequest) -> Grant | Refusal | None:
         if request.state == ApprovalState.PENDING:
             # Run again while the question is open: wait on.
-            turn.park(Turn.State.WAITING_FOR_PERMISSION, f"approval: {request.title}")
+            turn.park(Turn.State.WAITING_FOR_PERMISSION, f"asks to run {request.title}")
             return None
         if request.state == ApprovalState.APPROVED:
             return Grant(request.key, request.digest, request.pk)
-        return Refusal(request.resolved_by or "Signalbox", request.reason or request.state.lower())
+        return Refusal(request.resolved_by or "Signalbox", request.reason)
 
     def _supersede(self, session: Session, turn: Turn, request: ApprovalRequest) -> None:
         reason = "the action changed after this was asked"

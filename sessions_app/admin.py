@@ -71,6 +71,7 @@ class EventAdmin(ReadOnly, admin.ModelAdmin):
 class ExecutionEnvironmentAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ["session", "provider", "state", "confined", "network", "last_used_at"]
     list_filter = ["state", "provider", "confined"]
+    search_fields = ["=id", "session__title", "=session__id"]
     list_select_related = ["session"]
 
 

@@ -114,7 +114,7 @@ class Worker:
     async def rescue(self) -> None:
         """Wake somebody for work that nobody holds: lost workers, lost wake-ups."""
         for session_id in await in_thread(_unnoticed):
-            logger.info("Session %s has work that nobody holds; waking a worker.", session_id)
+            logger.debug("Session %s has work that nobody holds; waking a worker.", session_id)
             await in_thread(_wake, session_id)
 
     async def forget_dead_jobs(self) -> None:

@@ -90,21 +90,30 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 
 
 def reveal(text: str) -> str:
-    """Spell out control, bidirectional and zero-width characters, bracketed for `code_to_html`."""
+    """Spell out what cannot be seen or told from a blank, bracketed for `code_to_html`."""
     return "".join(_revealed(text))
 
 
 def _revealed(text: str) -> Iterator[str]:
     for character in text:
-        if character in "\n\t" or not _hides(character):
+        if character in "\n\t " or not _hides(character):
             yield character
         else:
             yield f"{_OPEN}U+{ord(character):04X}{_CLOSE}"
 
 
+# Letters, marks and symbols to Unicode, and nothing to the eye: fillers and selectors.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+
+
 def _hides(character: str) -> bool:
-    # Cc control, Cf format (bidirectional, zero width), Co private use, Zl and Zp separators.
-    return unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+    # Cc control, Cf format (bidirectional, zero width), Co private use, Zl and Zp separators, and
+    # Zs the other spaces, which a shell takes as part of a word.
+    hidden = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs"}
+    return unicodedata.category(character) in hidden or _BLANK.match(character) is not None
 
 
 # -- terminals -----------------------------------------------------------------------------------
@@ -169,7 +178,23 @@ def _styled(classes: set[str], codes: str) -> set[str]:
 
 def diff_lines(text: str) -> list[tuple[str, str]]:
     """Split a unified diff into (kind, line) with kind `file`, `hunk`, `add`, `del` or `same`."""
-    return [(_diff_kind(line), line) for line in text.splitlines()]
+    lines: list[tuple[str, str]] = []
+    old = new = 0  # what is still to come of the present hunk, where `--- x` is a removed line
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        if old > 0 or new > 0:
+            kind = _CHANGES.get(line[:1], "same")
+            old -= kind != "add" and line[:1] != "\\"
+            new -= kind != "del" and line[:1] != "\\"
+        else:
+            kind = _diff_kind(line)
+            if hunk := _HUNK.match(line):
+                old, new = (int(count or 1) for count in hunk.groups())
+        lines.append((kind, line))
+    return lines
+
+
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+_CHANGES = {"+": "add", "-": "del"}
 
 
 def _diff_kind(line: str) -> str:
@@ -177,4 +202,4 @@ def _diff_kind(line: str) -> str:
         return "file"
     if line.startswith("@@"):
         return "hunk"
-    return {"+": "add", "-": "del"}.get(line[:1], "same")
+    return _CHANGES.get(line[:1], "same")

@@ -7,6 +7,11 @@ from .runners import registry
 from .runners.base import Problem
 
 
+def written(text: str) -> str:
+    """What a person wrote, with the line ends it was written with: forms send CR LF."""
+    return text.replace("\r\n", "\n")
+
+
 def problems(agent: Agent, instruction: str) -> list[Problem]:
     """Ask the agent's runner what is wrong with an instruction; an empty list lets it pass."""
     return registry.get(agent.runner).check(instruction)

@@ -32,11 +32,16 @@ PAGE_BEFORE = f"""
 SELECT {COLUMNS} FROM sessions_app_event
  WHERE session_id = %(session)s AND seq < %(before)s ORDER BY seq DESC LIMIT {PAGE}
 """  # noqa: S608
-# The latest of each type is enough to draw an item, however often it was updated.
+# The first event, which says where the row stands, and the latest of each type are enough to draw
+# an item, however often it was updated.
 PARTS = f"""
-SELECT DISTINCT ON (item, type) {COLUMNS} FROM sessions_app_event
- WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
- ORDER BY item, type, seq DESC
+(SELECT DISTINCT ON (item, type) {COLUMNS} FROM sessions_app_event
+  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
+  ORDER BY item, type, seq DESC)
+UNION ALL
+(SELECT DISTINCT ON (item) {COLUMNS} FROM sessions_app_event
+  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
+  ORDER BY item, seq)
 """  # noqa: S608
 
 # What changes the regions beside the timeline.
@@ -164,7 +169,7 @@ def page_before(session: Session, before: int | None = None) -> tuple[list[Item]
 
 def _with_id(sql: str) -> str:
     """A raw queryset wants the primary key too."""
-    return sql.replace(COLUMNS, f"id, {COLUMNS}", 1)
+    return sql.replace(COLUMNS, f"id, {COLUMNS}")
 
 
 @dataclass(frozen=True)

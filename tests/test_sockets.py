@@ -16,6 +16,7 @@ from sessions_app.models import Agent, Session, Turn
 from sessions_app.threads import close_pool, in_thread
 
 from .pages import Timeline, Watcher, socket
+from .test_events import golden
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -125,13 +126,11 @@ async def test_ending_a_parked_turn_shows_live_as_on_a_fresh_page(
 
 
 async def test_every_kind_of_event_shows_live_as_on_a_fresh_page(agent, alice):
-    from .test_events import golden_payloads  # each golden, as a payload
-
     session = await opened(agent, alice)
     turn = await in_thread(session.turns.get)
     async with Watcher(session, alice) as page:
-        for payload in golden_payloads():
-            await in_thread(_record, session, turn, payload)
+        for type in events.PAYLOADS:
+            await in_thread(_record, session, turn, events.load(type, golden(type)))
         await same_as_fresh(page)
 
 

@@ -130,6 +130,8 @@ class SessionQuerySet(models.QuerySet["Session"]):
 def title_of(instruction: str) -> str:
     """The first line that says something, without Markdown's marks."""
     for line in instruction.splitlines():
+        if line.lstrip().startswith(("```", "~~~")):
+            continue
         if text := line.strip().lstrip("#>*-`").strip():
             return text if len(text) <= 80 else text[:79].rstrip() + "…"
     return "Untitled"

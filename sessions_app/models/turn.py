@@ -6,6 +6,7 @@ session's row lock, with its event in the same transaction. Lock order is sessio
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -21,6 +22,8 @@ from .session import NotPossible, Session
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
+
+logger = logging.getLogger(__name__)
 
 
 class CancelPending(Exception):
@@ -39,6 +42,11 @@ class TurnState(models.TextChoices):
     CANCELLED = "CANCELLED", "cancelled"  # final
 
 
+ENDED: dict[str, str] = {
+    TurnState.COMPLETED: "has ended",
+    TurnState.FAILED: "failed",
+    TurnState.CANCELLED: "was cancelled",
+}
 _FINAL = (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
 _OPEN = (TurnState.RUNNING, TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION)
 
@@ -94,6 +102,8 @@ class TurnQuerySet(models.QuerySet["Turn"]):
             if won != 1:
                 return None
             turn = self.select_related("session__agent", "author").get(pk=before.pk)
+            if before.holder:
+                logger.warning("%s was lost by %s; %s takes it up.", turn.pk, before.holder, holder)
             Session.objects.filter(pk=session.pk).update(fence=turn.fence)
             session.record(
                 events.TurnStarted(attempt=turn.attempt, reason=before.reason_to_start()),
@@ -255,7 +265,7 @@ class Turn(models.Model):
         if won != 1:
             raise Fenced(f"Turn {self.pk} is not held any more.")
         self.state, self.finished_at = state, now
-        self._close(session, closing, by="", reason=f"the turn {TurnState(state).label}")
+        self._close(session, closing, by="", reason=f"the turn {ENDED[state]}")
 
     def end_as_cancelled(self, *, by: str, reason: str, settle: bool = True) -> None:
         """End a turn as cancelled, whoever holds it: its writes are fenced off from here on.

@@ -53,7 +53,7 @@ def session_create(request: HttpRequest) -> HttpResponse:
     """Open a session with its first turn and go to its page."""
     agents = Agent.objects.visible_to(request.user).enabled()
     agent = agents.filter(pk=request.POST.get("agent", "")).first()
-    instruction = request.POST.get("instruction", "")
+    instruction = submission.written(request.POST.get("instruction", ""))
     if example := request.POST.get("example"):
         instruction = next((e.source for e in examples() if e.slug == example), instruction)
     if agent is None:

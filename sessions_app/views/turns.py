@@ -22,7 +22,7 @@ def turn_submit(request: HttpRequest, session_id: str) -> HttpResponse:
     session = get_object_or_404(
         Session.objects.visible_to(request.user).select_related("agent", "owner"), pk=session_id
     )
-    instruction = request.POST.get("instruction", "")
+    instruction = submission.written(request.POST.get("instruction", ""))
     if problems := submission.problems(session.agent, instruction):
         return _composer(request, session, instruction, problems, status=422)
     try:

@@ -95,7 +95,7 @@ class People:
             page.get_by_label("Username").fill(name)
             page.get_by_label("Password").fill(name)
             page.get_by_role("button", name="Sign in").click()
-            page.get_by_role("button", name="Sign out").wait_for()
+            page.wait_for_url(self.place.base)
         return page
 
     def _hear(self, message: ConsoleMessage) -> None:

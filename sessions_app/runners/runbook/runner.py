@@ -212,4 +212,4 @@ def _failed(step: Step, call: ToolCallCompleted, timeout: float) -> str:
 
 def _reason(prose: str) -> str:
     """Take the end of the prose before a step as the reason for it: its last paragraph."""
-    return clip(re.split(r"\n[ \t]*\n", prose)[-1], 300)
+    return clip(re.split(r"\n[ \t]*\n", prose)[-1].lstrip("# "), 300)
