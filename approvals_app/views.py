@@ -7,6 +7,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_POST
 
+from sessions_app.submission import written
 from sessions_app.views.answers import refused
 from sessions_app.views.context import rail_context
 
@@ -75,7 +76,7 @@ def decision(request: HttpRequest, approval_id: str) -> HttpResponse:
             by=request.user,  # type: ignore[arg-type]
             verdict=verdict,  # type: ignore[arg-type]
             digest=request.POST.get("digest", ""),
-            reason=request.POST.get("reason", "").strip()[:2000],
+            reason=written(request.POST.get("reason", "")).strip()[:2000],
         )
     except decisions.NotYours as error:
         return refused(request, str(error), status=403)

@@ -18,7 +18,8 @@ def data_directory() -> Path:
     """Return SIGNALBOX_DATA (default `var/`), made when missing."""
     path = Path(env.str("SIGNALBOX_DATA", default=str(BASE_DIR / "var"))).expanduser().absolute()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_parents(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ImproperlyConfigured(
             f"The data directory {path} cannot be made ({error.strerror}). "
@@ -30,6 +31,15 @@ def data_directory() -> Path:
             "Set SIGNALBOX_DATA to a directory that this user may write to."
         )
     return path
+
+
+def _make_parents(path: Path) -> None:
+    """Make the directories above the data. As root, the database's user has to pass them."""
+    if not path.exists():
+        _make_parents(path.parent)
+        path.mkdir(exist_ok=True)
+        if os.geteuid() == 0:
+            path.chmod(0o755)
 
 
 def port() -> int:
@@ -88,4 +98,4 @@ def database(data: Path) -> dict[str, object]:
     options: dict[str, object] = dict(config.get("OPTIONS") or {})  # type: ignore[call-overload]
     options.setdefault("connect_timeout", 5)
     options["pool"] = {"min_size": 0, "max_size": env.int("DATABASE_POOL", default=20)}
-    return {**config, "OPTIONS": options, "CONN_HEALTH_CHECKS": False}
+    return {**config, "OPTIONS": options, "CONN_HEALTH_CHECKS": True}

@@ -6,9 +6,9 @@ import psycopg
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
-from django.db import connection
 
 from sessions_app.models import Agent
+from sessions_app.threads import connection_parameters
 
 # Any number, as long as every start takes the same lock.
 _LOCK = 0x5160A1
@@ -19,12 +19,9 @@ def prepare() -> User:
 
     Raises CommandError when the database does not answer.
     """
-    parameters = connection.get_connection_params()
-    for ours in ("context", "cursor_factory", "prepare_threshold"):
-        parameters.pop(ours, None)
     try:
         # Asked without the pool, which would try for half a minute before it gave up.
-        waiting = psycopg.connect(**parameters, autocommit=True)
+        waiting = psycopg.connect(**connection_parameters(), autocommit=True)
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
         raise CommandError(f"The database does not answer: {reason}. Check DATABASE_URL.") from None
@@ -45,4 +42,8 @@ def prepare() -> User:
 def _administrator() -> User:
     people = get_user_model().objects
     found = people.filter(is_superuser=True, is_active=True).order_by("pk").first()
+    if found is None and people.filter(username="admin").exists():
+        raise CommandError(
+            "No administrator is active. Make one with `manage.py createsuperuser`, then start again."
+        )
     return found or people.create_superuser("admin")

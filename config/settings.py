@@ -46,6 +46,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "config.unstorable.UnstorableMiddleware",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -79,7 +80,11 @@ CHANNEL_LAYERS: dict[str, dict[str, object]] = {
         "CONFIG": {"hosts": [REDIS_URL]},
     }
     if REDIS_URL
-    else {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    else {
+        "BACKEND": "channels.layers.InMemoryChannelLayer",
+        # Groups are left explicitly; by default they would be forgotten after a day.
+        "CONFIG": {"group_expiry": 100 * 365 * 86400, "capacity": 1000},
+    }
 }
 
 STORAGES = {
@@ -94,7 +99,6 @@ STORAGES = {
     },
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
 }
-MEDIA_ROOT = SIGNALBOX_DATA / "media"
 ENVIRONMENTS_ROOT = SIGNALBOX_DATA / "environments"
 
 STATIC_URL = "static/"

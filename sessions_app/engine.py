@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -48,7 +49,8 @@ SELECT session.id FROM unnest(%(sessions)s::text[]) AS session(id)
 @app.task(name="advance", pass_context=False)
 async def advance(session_id: str) -> None:
     """Work through whatever the session has to do now. Harmless when there is nothing."""
-    await worker().advance(session_id)
+    # Shielded: when the job's connection is lost, the work goes on under its lease.
+    await asyncio.shield(worker().begin(session_id))
 
 
 class Worker:
@@ -60,6 +62,7 @@ class Worker:
         self.jobs: JobManager | None = None
         """The job table, over a connection of the loop; set by whoever runs the worker."""
         self._runs: dict[str, TurnRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._advancing = 0
         self._look = asyncio.Event()
         options = settings.SIGNALBOX
@@ -67,6 +70,18 @@ class Worker:
         self._beat = options["HEARTBEAT_SECONDS"]
 
     # -- turns -----------------------------------------------------------------------------
+
+    def begin(self, session_id: str) -> asyncio.Task[None]:
+        """Advance a session in a task of the worker's own, and return it."""
+        task = asyncio.get_running_loop().create_task(self.advance(session_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("A session could not be advanced.", exc_info=error)
 
     async def advance(self, session_id: str) -> None:
         self._advancing += 1
@@ -81,14 +96,18 @@ class Worker:
         turn = await in_thread(Turn.objects.claim, session_id, self.holder, lease=self._lease)
         if turn is None:
             return False
-        run = TurnRun(turn, self)
-        self._runs[turn.pk] = run
+        if earlier := self._runs.get(turn.pk):
+            # Our own lease ran out, and we were the first to notice.
+            earlier.lose()
+            await earlier.ended.wait()
+        run = self._runs[turn.pk] = TurnRun(turn, self)
         try:
             if turn.cancel_requested_at is not None:
                 run.cancel()
             await run.work()
         finally:
-            self._runs.pop(turn.pk, None)
+            if self._runs.get(turn.pk) is run:
+                del self._runs[turn.pk]
         return True
 
     # -- loops, each a step that is repeated --------------------------------------------------
@@ -98,6 +117,7 @@ class Worker:
         held = {turn: run for turn, run in self._runs.items() if not run.finishing}
         if not held:
             return
+        asked = time.monotonic()
         async with (await pool()).connection() as conn:
             cursor = await conn.execute(
                 RENEW, {"lease": self._lease, "turns": list(held), "holder": self.holder}
@@ -108,8 +128,18 @@ class Worker:
             cancel = ours.get((turn, run.turn.attempt))
             if cancel is None and not run.finishing:
                 run.lose()
-            elif cancel:
-                run.cancel()
+            else:
+                run.renewed = asked
+                if cancel:
+                    run.cancel()
+
+    async def let_go(self) -> None:
+        """Stop runs whose lease could not be renewed in time: others may have taken them up."""
+        expired = time.monotonic() - self._lease.total_seconds()
+        for run in list(self._runs.values()):
+            if run.renewed < expired and not run.finishing:
+                logger.warning("The lease of %s could not be renewed.", run.turn.fence)
+                run.lose()
 
     async def rescue(self) -> None:
         """Wake somebody for work that nobody holds: lost workers, lost wake-ups."""
@@ -129,6 +159,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen())
             group.create_task(self._repeat(self.heartbeat, self._beat, hinted=True))
+            group.create_task(self._repeat(self.let_go, self._beat / 3))
             group.create_task(self._repeat(self.rescue, self._beat))
             group.create_task(self._repeat(self.forget_dead_jobs, 60))
 

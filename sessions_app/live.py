@@ -7,8 +7,10 @@ everybody who waits, waits on a hint or a timer and then reads the database.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from channels.layers import get_channel_layer
@@ -43,7 +45,8 @@ def session_changed(session_id: str, *, rail: bool = False) -> None:
 
 def cancel_requested() -> None:
     """Hint, after commit, that workers should look for requests to cancel."""
-    transaction.on_commit(lambda: _send(_group_send(WORKERS, {"type": "worker.look"})), robust=True)
+    look = partial(_group_send, WORKERS, {"type": "worker.look"})
+    transaction.on_commit(lambda: _send(look), robust=True)
 
 
 async def hint_session(session_id: str, *, rail: bool = False) -> None:
@@ -60,7 +63,7 @@ async def draft(session_id: str, turn_id: str, ref: str, text: str) -> None:
 
 
 def _hint_session(session_id: str, rail: bool) -> None:
-    _send(hint_session(session_id, rail=rail))
+    _send(partial(hint_session, session_id, rail=rail))
 
 
 async def _group_send(group: str, message: dict[str, Any]) -> None:
@@ -72,18 +75,24 @@ async def _group_send(group: str, message: dict[str, Any]) -> None:
         logger.warning("A hint to %s was lost: %s", group, error)
 
 
-def _send(sending: Coroutine[Any, Any, None]) -> None:
+def _send(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Start sending from any thread without waiting for it."""
     if _home is None or _home.is_closed():
         # No socket lives in this process. A shared layer still has to hear of it.
-        asyncio.run(sending)
+        asyncio.run(send())
         return
     if _running_loop() is _home:
-        task = _home.create_task(sending)
-        _sending.add(task)
-        task.add_done_callback(_sending.discard)
+        _start(send)
     else:
-        asyncio.run_coroutine_threadsafe(sending, _home)
+        # The coroutine is made over there: a loop that closes meanwhile leaves none behind.
+        with contextlib.suppress(RuntimeError):
+            _home.call_soon_threadsafe(_start, send)
+
+
+def _start(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task = asyncio.get_running_loop().create_task(send())
+    _sending.add(task)
+    task.add_done_callback(_sending.discard)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

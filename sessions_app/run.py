@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import psycopg
 from django.db import transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 from pydantic import JsonValue
 
 from . import diffs, events, gates, live
 from .environments import registry as environments
 from .environments.base import Command, Environment, EnvironmentUnavailable
-from .events import MessageCreated, Payload, ToolCallStarted
+from .events import MessageCreated, Payload, ToolCallCompleted, ToolCallStarted
 from .models import Artifact, ExecutionEnvironment, Fenced, Session, Turn
 from .models.artifact import media_type_of, store
 from .models.event import append_async
 from .models.turn import CancelPending, TurnState
-from .output import Capture
+from .output import MOST_BYTES, Capture
 from .runners import registry as runners
 from .runners.base import Action, Grant, Parked, Performed, Refusal, TurnFailure
-from .threads import in_thread, pool
+from .threads import in_file_thread, in_thread, pool
 
 if TYPE_CHECKING:
     from .engine import Worker
@@ -56,6 +57,8 @@ class TurnRun:
         self.history: Sequence[Payload] = ()
         self._agent_name = turn.session.agent.name
         self.cancelled = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.renewed = time.monotonic()
         self.lost = False
         self.finishing = False
         self._handing_back = False
@@ -76,14 +79,21 @@ class TurnRun:
         self._driving = asyncio.create_task(self._drive())
         if self.cancelled.is_set():
             self._driving.cancel()
-        await asyncio.wait({self._driving})
         try:
+            await asyncio.wait({self._driving})
             await self._end(self._driving)
+        except asyncio.CancelledError:
+            # Whoever waited is gone. What runs must not go on where nobody renews its lease.
+            self.lose()
+            await asyncio.wait({self._driving})
+            raise
         except Fenced:
             logger.info("%s is not held here any more; nothing more is written.", self.turn.fence)
         except Exception:
             # The lease runs out and the turn is taken up from what is recorded.
             logger.exception("%s could not be brought to an end.", self.turn.fence)
+        finally:
+            self.ended.set()
 
     async def _drive(self) -> None:
         self.history = await in_thread(self._load_history)
@@ -247,6 +257,7 @@ class TurnRun:
             return Performed("refused", None, 0, events.Output(), refusal.reason)
         capture = Capture()
         showing = asyncio.create_task(self._show_tail(call_id, capture))
+        start = time.monotonic()
         self._performing = True
         try:
             ended = await environment.run(
@@ -256,9 +267,8 @@ class TurnRun:
             whole = capture.whole
             artifact_id = None
             if whole is not None:
-                artifact_id = await in_thread(
-                    self._publish, "log_bundle", f"turn-{self.number}-{call_id}.log", whole
-                )
+                name = f"turn-{self.number}-{call_id}.log"
+                artifact_id = await self._publish("log_bundle", name, whole)
             await self._publish_produced(environment)
             return Performed(
                 status=STATUS_OF.get(  # type: ignore[arg-type]
@@ -268,6 +278,20 @@ class TurnRun:
                 duration_ms=ended.duration_ms,
                 output=capture.output(artifact_id),
             )
+        except asyncio.CancelledError:
+            if self._interrupted:
+                # What was seen on the screen is kept; the next worker tells what follows from it.
+                note = "The server stopped while this step ran."
+                await self._take(
+                    ToolCallCompleted(
+                        call_id=call_id,
+                        status="interrupted",
+                        duration_ms=int((time.monotonic() - start) * 1000),
+                        output=capture.output(),
+                        error=note,
+                    )
+                )
+            raise
         finally:
             self._performing = False
             showing.cancel()
@@ -284,8 +308,12 @@ class TurnRun:
             waited += 1
 
     async def _publish_produced(self, environment: Environment) -> None:
-        """Make artifacts of the files that are new or changed under `artifacts/`."""
-        fresh = 0
+        """Make artifacts of the files that are new or changed under `artifacts/`.
+
+        What is beyond a step's limits is left where it lies, and the story says so.
+        """
+        fresh, volume = 0, 0
+        left: list[str] = []
         for file in await asyncio.to_thread(lambda: list(environment.produced())):
             try:
                 content = environment.open_produced(file)
@@ -293,18 +321,22 @@ class TurnRun:
                 logger.info("%s under artifacts/ was left out: %s", file.name, error)
                 continue
             with content:
-                state = await asyncio.to_thread(_fingerprint, content)
+                state = _fingerprint(content)
                 if self._published.get(file.name) == state:
                     continue
-                fresh += 1
-                if fresh > MOST_FILES:
-                    raise TurnFailure(
-                        "too_many_artifacts",
-                        f"One step left more than {MOST_FILES} new files under artifacts/. "
-                        "Pack them into one file.",
-                    )
-                await in_thread(self._publish, "file", file.name, content)
+                if fresh >= MOST_FILES or volume + state[1] > MOST_BYTES:
+                    left.append(file.name)
+                    continue
+                fresh, volume = fresh + 1, volume + state[1]
+                await self._publish("file", file.name, content)
                 self._published[file.name] = state
+        if left:
+            named = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+            text = (
+                f"Not kept as artifacts: {named}. One step may leave {MOST_FILES} files and "
+                f"{MOST_BYTES // 1024**3} GiB; the files are still in the working directory."
+            )
+            await self._take(MessageCreated(role="system", text=text))
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -318,8 +350,8 @@ class TurnRun:
         diff = await environment.changes(f"turn-{self.number}")
         if diff:
             name = f"turn-{self.number}.diff"
-            summary = diffs.summary_of(diff)
-            await in_thread(self._publish, "diff", name, io.BytesIO(diff), summary)
+            summary = await asyncio.to_thread(diffs.summary_of, diff)
+            await self._publish("diff", name, io.BytesIO(diff), summary)
 
     # -- the same, in threads: each is one transaction under the session's lock ---------------
 
@@ -341,8 +373,11 @@ class TurnRun:
         with self._held() as session:
             return gates.gate().redeem(session, self.turn, grant, digest)
 
-    def _publish(self, kind: str, name: str, content: BinaryIO, summary: str = "") -> str:
-        sha256, size = store(content)
+    async def _publish(self, kind: str, name: str, content: BinaryIO, summary: str = "") -> str:
+        sha256, size = await in_file_thread(store, content)
+        return await in_thread(self._record_artifact, kind, name, sha256, size, summary)
+
+    def _record_artifact(self, kind: str, name: str, sha256: str, size: int, summary: str) -> str:
         name = events.storable(name)[:300]
         with self._held() as session:
             artifact, new = Artifact.objects.get_or_create(
@@ -366,6 +401,7 @@ class TurnRun:
             row = ExecutionEnvironment.objects.filter(session=session).first()
             ours = row is not None and row.holder == self.worker.holder
             if ours and row.state == ExecutionEnvironment.State.ACTIVE:  # type: ignore[union-attr]
+                ExecutionEnvironment.objects.filter(session=session).update(last_used_at=Now())
                 return
             row, _ = ExecutionEnvironment.objects.update_or_create(
                 session=session,

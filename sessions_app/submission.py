@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from .events import storable
 from .models import Agent
 from .runners import registry
 from .runners.base import Problem
 
 
 def written(text: str) -> str:
-    """What a person wrote, with the line ends it was written with: forms send CR LF."""
-    return text.replace("\r\n", "\n")
+    """What a person wrote, with the line ends it was written with: forms send CR LF.
+
+    NUL, which cannot be stored, becomes its visible sign, as it does in events.
+    """
+    return str(storable(text.replace("\r\n", "\n")))
 
 
 def problems(agent: Agent, instruction: str) -> list[Problem]:

@@ -20,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_files = ThreadPoolExecutor(max_workers=4, thread_name_prefix="signalbox-files")
 _executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="signalbox-database")
 _pools: dict[asyncio.AbstractEventLoop, AsyncConnectionPool[psycopg.AsyncConnection[Any]]] = {}
 
@@ -30,6 +31,12 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return await loop.run_in_executor(_executor, partial(_call, function, *args, **kwargs))
 
 
+async def in_file_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function that reads or writes large files where it keeps no database thread busy."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_files, partial(function, *args, **kwargs))
+
+
 def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     close_old_connections()
     try:
@@ -38,15 +45,22 @@ def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         connections.close_all()
 
 
+def connection_parameters() -> dict[str, Any]:
+    """What psycopg needs to connect to Django's database, without what is Django's own."""
+    parameters = connection.get_connection_params()
+    for ours in ("context", "cursor_factory", "prepare_threshold"):
+        parameters.pop(ours, None)
+    return parameters
+
+
 async def pool() -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
     """Return this loop's pool of connections in autocommit mode, opened at first use."""
     loop = asyncio.get_running_loop()
     if loop not in _pools:
-        parameters = connection.get_connection_params()
-        for ours in ("context", "cursor_factory", "prepare_threshold"):
-            parameters.pop(ours, None)
         fresh = AsyncConnectionPool(
-            kwargs={**parameters, "autocommit": True},
+            kwargs={**connection_parameters(), "autocommit": True},
+            # A connection that died with its server is replaced, not handed out.
+            check=AsyncConnectionPool.check_connection,
             min_size=1,
             max_size=8,
             open=False,

@@ -18,7 +18,8 @@ from sessions_app.models import Agent, Session
 
 @pytest.fixture(autouse=True)
 def _own_files(settings, tmp_path_factory) -> Iterator[None]:
-    """Give every test its own artifacts and environments."""
+    """Give every test its own artifacts and environments, and passwords that cost nothing."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     root: Path = tmp_path_factory.mktemp("data")
     settings.STORAGES = {
         **settings.STORAGES,
@@ -31,12 +32,6 @@ def _own_files(settings, tmp_path_factory) -> Iterator[None]:
     environments._providers["local"] = LocalProvider(root / "environments")
     yield
     environments._providers["local"] = provider
-
-
-@pytest.fixture(autouse=True)
-def _quick_passwords(settings) -> None:
-    """Hashing a password well takes longer than most tests."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 @pytest.fixture(autouse=True)

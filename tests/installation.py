@@ -79,7 +79,8 @@ class Browser:
 class Installation:
     """One database and one data directory, with `serve` on them as often as it is started."""
 
-    def __init__(self, data: Path, database: str) -> None:
+    def __init__(self, data: Path, database: str = "") -> None:
+        """Without the address of a database it is the embedded one."""
         self.data, self.database = data, database
         self.port = free_port()
         self.process: subprocess.Popen[str] | None = None
@@ -90,8 +91,10 @@ class Installation:
         return f"http://127.0.0.1:{self.port}/"
 
     def environment(self, **more: str) -> dict[str, str]:
-        ours = {"DATABASE_URL": self.database, "SIGNALBOX_DATA": str(self.data)}
-        return {**os.environ, **ours, "PORT": str(self.port), "HOST": "127.0.0.1", **more}
+        ours = {"SIGNALBOX_DATA": str(self.data), "PORT": str(self.port), "HOST": "127.0.0.1"}
+        if self.database:
+            ours["DATABASE_URL"] = self.database
+        return {**os.environ, **ours, **more}
 
     def launch(self, **more: str) -> subprocess.Popen[str]:
         with (self.data / "serve.log").open("a") as log:

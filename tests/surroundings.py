@@ -18,3 +18,11 @@ os.environ["SIGNALBOX_POSTGRES_FAST"] = "1"
 os.environ.setdefault("SIGNALBOX_POLL_SECONDS", "0.2")
 for ours in ("HOST", "PORT", "REDIS_URL", "SECRET_KEY", "ALLOWED_HOSTS"):
     os.environ.pop(ours, None)
+
+
+def pytest_unconfigure() -> None:
+    """Let go of the database cluster: the last process to do so stops it."""
+    if "DATABASE_URL" not in os.environ:
+        from config import embedded
+
+        embedded.stop(Path(os.environ["SIGNALBOX_DATA"]))

@@ -118,6 +118,15 @@ def turn_of(session: Session) -> Turn:
     return session.turns.get()
 
 
+async def crash(worker: Worker, running: asyncio.Task[None]) -> None:
+    """Cut a run off as the end of its process does: nothing is handed back or told."""
+    [driving] = [run._driving for run in worker._runs.values()]
+    assert driving is not None
+    running.cancel()
+    driving.cancel()
+    await asyncio.wait({running, driving})
+
+
 # -- ends ------------------------------------------------------------------------------------------
 
 
@@ -608,7 +617,7 @@ def test_heartbeats_renew_the_lease_of_what_is_held(session, scripted, settings)
         assert turn.lease_until > timezone.now() + timedelta(seconds=50)
         assert (turn.state, turn.attempt, turn.holder) == ("RUNNING", 1, worker.holder)
         assert not running.done()
-        running.cancel()
+        await crash(worker, running)
 
     play(story)
 
@@ -758,7 +767,7 @@ def test_a_turn_that_waits_for_a_person_holds_no_slot(session, scripted, agent, 
     assert turn_of(session).state == "COMPLETED"
     turn = turn_of(waiting)
     assert (turn.state, turn.holder, turn.lease_until) == ("WAITING_FOR_PERMISSION", "", None)
-    assert turn.waiting_for == "approval: May I?"
+    assert turn.waiting_for == "asks to run May I?"
     advance(waiting)
     assert ran == [], "nobody has decided"
 
@@ -781,6 +790,7 @@ echo once >> count.txt
 Then take long.
 
 ```sh name=long on-failure=continue
+touch begun
 sleep 60
 ```
 
@@ -796,11 +806,10 @@ def test_a_crash_in_a_step_is_taken_up_from_what_is_recorded(agent, alice, trust
     session = open_session(agent, alice, STEPS)
 
     async def dies() -> None:
-        running = asyncio.create_task(Worker().advance(session.pk))
-        second = session.events.filter(type="tool_call.started", data__title="long")
-        while not await in_thread(second.exists):
-            assert not running.done()
-        # The process ends here: nothing is handed back.
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await begun(running)
+        await crash(worker, running)
 
     play(dies)
     turn = turn_of(session)
@@ -838,8 +847,10 @@ def test_a_crash_between_any_two_payloads_repeats_none_and_loses_none(session, s
                 await asyncio.Event().wait()
 
         scripted.script = script
-        running = asyncio.create_task(Worker().advance(session.pk))
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
         await arrived(session, running)
+        await crash(worker, running)
 
     play(story)
     let_the_lease_run_out(turn_of(session))
@@ -869,7 +880,10 @@ def test_a_turn_whose_worker_died_after_a_decision_still_uses_the_approval(sessi
     decide(request.pk, by=bob, verdict="approve", digest=request.digest)
 
     async def dies() -> None:
-        await arrived(session, asyncio.create_task(Worker().advance(session.pk)))
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await arrived(session, running)
+        await crash(worker, running)
 
     play(dies)
     let_the_lease_run_out(turn_of(session))

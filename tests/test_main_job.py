@@ -37,8 +37,18 @@ def run(session: Session) -> None:
     asyncio.run(work(session.pk))
 
 
-def types(session: Session) -> list[str]:
-    return list(session.events.order_by("seq").values_list("type", flat=True))
+def test_what_prints_200_mb_is_kept_whole_and_the_event_stays_small(agent: Agent, alice):
+    flood = "```sh\nseq 1 100000; head -c 200000000 /dev/zero; echo the end\n```"
+    session, _ = Session.objects.start(agent=agent, owner=alice, instruction=flood)
+    run(session)
+    assert session.turns.get().state == "COMPLETED"
+    artifact = Artifact.objects.get()
+    said = session.events.get(type="tool_call.completed").data["output"]
+    assert said["artifact_id"] == artifact.pk
+    assert said["size"] == artifact.size == 200_588_903
+    assert said["head"].startswith("1\n2\n3\n")
+    assert said["tail"].endswith("the end\n")
+    assert len(said["head"]) + len(said["tail"]) < 100_000
 
 
 def test_a_gated_runbook_parks_and_goes_on_after_the_decision(agent: Agent, alice, bob):
@@ -56,4 +66,3 @@ def test_a_gated_runbook_parks_and_goes_on_after_the_decision(agent: Agent, alic
     assert (turn.state, turn.error_message) == ("COMPLETED", "")
     assert session.state == "WAITING_FOR_INPUT"
     assert Artifact.objects.get().name == "note.txt"
-    print(types(session))

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import websockets
+
+from config import embedded
 
 from .installation import ROOT, Browser, Installation, free_port, installation, wait_for
 
@@ -143,6 +149,40 @@ def test_its_log_is_clean_after_ordinary_use(place):
     browser.get("/static/django_htmx/htmx-2.min.js")
     assert place.stop() == 0
     assert place.log() == ""
+
+
+@pytest.fixture
+def embedded_place() -> Iterator[Installation]:
+    """One on the embedded database, where its user can reach it."""
+    data = Path(tempfile.mkdtemp(prefix="signalbox-embedded-"))
+    data.chmod(0o711)
+    made = Installation(data)
+    try:
+        yield made
+    finally:
+        if made.process is not None:
+            made.kill()
+        embedded.stop(data)
+        shutil.rmtree(data)
+
+
+def test_the_embedded_database_outlives_a_kill_and_ends_with_its_last_server(embedded_place):
+    def servers() -> list[int]:
+        cluster = str(embedded_place.data / "postgres")
+        running = psutil.process_iter(["cmdline"])
+        return [process.pid for process in running if cluster in (process.info["cmdline"] or [])]
+
+    embedded_place.start()
+    browser = embedded_place.browser()
+    agent = re.search(r"agt_\w+", browser.get("/")[2])
+    assert agent
+    address = browser.post("/sessions/", agent=agent.group(), instruction="Remember me.")[1]
+    embedded_place.kill()
+    assert servers()
+    embedded_place.start()
+    assert "Remember me." in embedded_place.browser().get(address)[2]
+    assert embedded_place.stop() == 0
+    assert servers() == []
 
 
 # -- what a self-hoster can get wrong --------------------------------------------------------------

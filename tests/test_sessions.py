@@ -69,7 +69,7 @@ def test_a_session_that_cannot_get_its_first_turn_is_not_opened(agent, alice, mo
     [
         ("Look at it.", "Look at it."),
         ("\n\n  ## Cut a release \nThen rest.", "Cut a release"),
-        ("```sh\nls\n```", "sh"),
+        ("```sh\nls\n```", "ls"),
         ("---\n> quoted", "quoted"),
         ("", "Untitled"),
         ("\n#\n", "Untitled"),

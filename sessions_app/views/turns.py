@@ -60,7 +60,7 @@ def turn_cancel(request: HttpRequest, turn_id: str) -> HttpResponse:
     """Stop a running or waiting turn, or withdraw a queued one."""
     turn = get_object_or_404(Turn.objects.visible_to(request.user), pk=turn_id)
     try:
-        turn.cancel(by=request.user, reason=request.POST.get("reason", ""))  # type: ignore[arg-type]
+        turn.cancel(by=request.user, reason=submission.written(request.POST.get("reason", "")))  # type: ignore[arg-type]
     except NotPossible as error:
         return refused(request, str(error))
     if request.htmx:  # type: ignore[attr-defined]
