@@ -20,6 +20,7 @@ class ApprovalRequestAdmin(ReadOnly, admin.ModelAdmin):
     list_filter = ["state", "session__agent"]
     search_fields = ["title", "=id", "session__title"]
     list_select_related = ["session"]
+    readonly_fields = ["created_at"]
     inlines = [DecisionInline]
 
 
@@ -29,3 +30,4 @@ class DecisionAdmin(ReadOnly, admin.ModelAdmin):
     list_filter = ["verdict", "channel"]
     search_fields = ["request__title", "by__username"]
     list_select_related = ["request", "by"]
+    readonly_fields = ["created_at"]

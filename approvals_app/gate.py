@@ -108,8 +108,8 @@ class ApprovalGate:
         return Refusal(request.resolved_by or "Signalbox", request.reason)
 
     def _supersede(self, session: Session, turn: Turn, request: ApprovalRequest) -> None:
-        reason = "the action changed after this was asked"
-        self._resolve(session, turn, request, ApprovalState.SUPERSEDED, "", reason)
+        by, reason = request.resolved_by, "the action changed after this was asked"
+        self._resolve(session, turn, request, ApprovalState.SUPERSEDED, by, reason)
 
     def _resolve(
         self,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
 from sessions_app.submission import written
-from sessions_app.views.answers import refused
+from sessions_app.views.answers import posted, refused
 from sessions_app.views.context import rail_context
 
 from . import cards, decisions
@@ -63,7 +64,7 @@ def approval_page(request: HttpRequest, approval_id: str) -> HttpResponse:
     return render(request, "approvals/page.html", context)
 
 
-@require_POST
+@posted(lambda approval_id: reverse("approval_page", args=[approval_id]))
 def decision(request: HttpRequest, approval_id: str) -> HttpResponse:
     """Decide, and answer with the card as it is now."""
     found = _visible(request, approval_id)

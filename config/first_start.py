@@ -44,6 +44,7 @@ def _administrator() -> User:
     found = people.filter(is_superuser=True, is_active=True).order_by("pk").first()
     if found is None and people.filter(username="admin").exists():
         raise CommandError(
-            "No administrator is active. Make one with `manage.py createsuperuser`, then start again."
+            "No administrator is active. Make one with `manage.py createsuperuser`, "
+            "then start again."
         )
     return found or people.create_superuser("admin")

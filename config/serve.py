@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 COME_BACK = 1012
 RETURN_CODES = (1011, COME_BACK, 1013)
 GOODBYE_SECONDS = 2.0
+UNSENT_BYTES = 1024 * 1024
+STALLED_SECONDS = 60.0
 
 
 class AddressInUse(Exception):
@@ -73,10 +75,39 @@ class WebServer(Server):
                 protocol.sendCloseFrame(code=message["code"])
             return
         await super().handle_reply(protocol, message)
+        if message["type"] == "http.response.body" and message.get("more_body"):
+            await self._until_read(protocol)
+
+    async def _until_read(self, protocol: Any) -> None:
+        """Wait until a client has taken most of a long answer; drop one that stops reading.
+
+        Daphne writes without ever waiting, so an unread answer would be held in memory whole.
+        """
+        deadline = asyncio.get_running_loop().time() + STALLED_SECONDS
+        before = unsent = _unsent(protocol)
+        while unsent > UNSENT_BYTES and "disconnected" not in self.connections.get(protocol, {}):
+            await asyncio.sleep(0.02)
+            unsent = _unsent(protocol)
+            if unsent < before:
+                before, deadline = unsent, asyncio.get_running_loop().time() + STALLED_SECONDS
+            elif asyncio.get_running_loop().time() > deadline:
+                protocol.transport.abortConnection()
+                return
 
     def listen_error(self, failure: object) -> None:
         self.failed = True
         super().listen_error(failure)
+
+
+def _unsent(protocol: Any) -> int:
+    """Bytes that were written to a connection and not yet taken by the system's buffer."""
+    transport = getattr(protocol, "transport", None)
+    # What an HTTP request calls its transport is the channel, which wraps the real one.
+    transport = getattr(transport, "transport", transport)
+    if transport is None:
+        return 0
+    waiting = getattr(transport, "_tempDataLen", 0)
+    return len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0) + waiting
 
 
 class Process:

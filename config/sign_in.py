@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from django.conf import settings
 from django.contrib.auth import get_user_model, login
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.models import User
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
+from django.contrib.auth.views import LogoutView
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -14,6 +18,8 @@ from django.urls import reverse
 from django.utils.http import base36_to_int, int_to_base36
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
+
+from sessions_app import live
 
 
 class LinkTokens(PasswordResetTokenGenerator):
@@ -35,6 +41,30 @@ def link_for(user: User, *, host: str, port: int) -> str:
     where = f"[{where}]" if ":" in where else where
     path = reverse("sign_in_link", args=[int_to_base36(user.pk), tokens.make_token(user)])
     return f"{'https' if settings.HTTPS else 'http'}://{where}:{port}{path}"
+
+
+class SignOut(LogoutView):
+    """Django's, and the sockets of this sign-in are closed as well."""
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        key = request.session.session_key
+        answer = super().post(request, *args, **kwargs)
+        live.signed_out(key)
+        return answer
+
+
+def remember_address(host: str, port: int) -> None:
+    """Note where the server listens, for commands that print addresses."""
+    (settings.SIGNALBOX_DATA / "address.json").write_text(json.dumps([host, port]))
+
+
+def known_address() -> tuple[str, int]:
+    """Return where the server was last started, or where it would be."""
+    try:
+        host, port = json.loads((settings.SIGNALBOX_DATA / "address.json").read_text())
+        return str(host), int(port)
+    except (OSError, ValueError):
+        return settings.HOST, settings.PORT
 
 
 @login_not_required

@@ -9,7 +9,7 @@ from . import sign_in
 urlpatterns = [
     path("sign-in/", auth.LoginView.as_view(redirect_authenticated_user=True), name="sign_in"),
     path("sign-in/<str:user>/<str:token>/", sign_in.sign_in_by_link, name="sign_in_link"),
-    path("sign-out/", auth.LogoutView.as_view(), name="sign_out"),
+    path("sign-out/", sign_in.SignOut.as_view(), name="sign_out"),
     path("admin/", admin.site.urls),
     # Pages name their icon; the admin's leave browsers to ask here.
     path("favicon.ico", login_not_required(RedirectView.as_view(url="/static/img/signal.svg"))),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import Field
+from django.forms import Select
 from django.http import HttpRequest
 
 from .models import Agent, Artifact, Event, ExecutionEnvironment, Session, Turn
+from .runners import registry
 
 
 class ReadOnly:
@@ -30,6 +33,11 @@ class AgentAdmin(admin.ModelAdmin):
     search_fields = ["name", "description"]
     filter_horizontal = ["members"]
     readonly_fields = ["created_at"]
+
+    def formfield_for_dbfield(self, db_field: Field, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "runner":
+            kwargs["widget"] = Select(choices=registry.choices())
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
 
 
 class TurnInline(ReadOnly, admin.TabularInline):

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth.models import AnonymousUser, User
 
-from . import feeds
+from . import feeds, live
 from .models import Session
 from .threads import in_thread
 
@@ -37,7 +37,8 @@ class RailConsumer(AsyncWebsocketConsumer):
         self.join_rail(user, cursor=0)
 
     def join_rail(self, user: User, *, cursor: int) -> feeds.Reader:
-        self.reader = feeds.Reader(user.pk, cursor, self.send_text, self.close)
+        key = live.sign_in_key(self.scope["session"].session_key)
+        self.reader = feeds.Reader(user.pk, cursor, self.send_text, self.close, key)
         self.rail = feeds.join_rail(self.reader)
         return self.reader
 

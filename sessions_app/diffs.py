@@ -5,7 +5,6 @@ from __future__ import annotations
 from unidiff import PatchSet
 from unidiff.errors import UnidiffParseError
 
-
 # Counting takes seconds beyond this.
 MOST_COUNTED = 2 * 1024 * 1024
 

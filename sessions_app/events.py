@@ -236,6 +236,7 @@ class TurnQueued(_TurnEvent):
     type = "turn.queued"
     number: int = Field(ge=1)
     by: Line
+    retry_of: int | None = Field(None, ge=1, description="the number of the turn it repeats")
 
 
 class TurnStarted(_TurnEvent):

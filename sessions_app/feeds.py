@@ -8,9 +8,13 @@ and one poll for all feeds of the process finds what lost hints would have told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from channels.layers import get_channel_layer
 from django.conf import settings
@@ -27,6 +31,10 @@ RAIL_BREATH = 0.3
 COME_BACK = 1011
 NOT_YOURS = 4403
 
+LISTED = """
+SELECT id, listed_at FROM sessions_app_session
+ WHERE listed_at > clock_timestamp() - interval '1 minute'
+"""
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
 
 
@@ -36,8 +44,17 @@ class Reader:
 
     user_id: int
     cursor: int
-    send: Callable[[str], Awaitable[None]]
+    write: Callable[[str], Awaitable[None]]
     close: Callable[[int], Awaitable[None]]
+    key: str = ""
+    """Names the sign-in that opened it, so that signing out closes it."""
+
+    async def send(self, text: str) -> None:
+        """Send, unless the page has just gone: then its disconnect is on its way to us."""
+        try:
+            await self.write(text)
+        except Exception as error:
+            logger.debug("A page left while it was written to: %s", error)
 
 
 class Feed:
@@ -47,12 +64,11 @@ class Feed:
         self.session_id = session_id
         self.readers: set[Reader] = set()
         self.wake = asyncio.Event()
-        self._allowed: set[int] = set()
+        self._asked = time.monotonic()
 
     def join(self, reader: Reader) -> None:
         """Add a socket whose user was just seen to be allowed."""
         self.readers.add(reader)
-        self._allowed.add(reader.user_id)
         self.wake.set()
 
     def leave(self, reader: Reader) -> None:
@@ -66,8 +82,11 @@ class Feed:
         # Joined before the first read: what is recorded after the read is hinted to us.
         await layer.group_add(group, channel)
         listening = asyncio.create_task(self._listen(layer, channel))
+        listening.add_done_callback(lambda _: self.wake.set())
         try:
             while self.readers:
+                if listening.done():
+                    listening.result()
                 self.wake.clear()
                 full = await self._serve()
                 # At most one frame per breath under load, and no waiting when idle.
@@ -88,10 +107,12 @@ class Feed:
                 self.wake.set()
 
     async def _send_draft(self, item: str, text: str) -> None:
+        # A draft brings no event with it; whether people may still see it is asked now and then.
+        if time.monotonic() > self._asked + settings.SIGNALBOX["POLL_SECONDS"]:
+            await self._refuse_strangers(list(self.readers))
         fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
         for reader in list(self.readers):
-            if reader.user_id in self._allowed:
-                await reader.send(fragment)
+            await reader.send(fragment)
 
     async def _serve(self) -> bool:
         """Send one frame to everybody who is behind; say whether there is more."""
@@ -102,7 +123,7 @@ class Feed:
             if not page:
                 continue
             await self._refuse_strangers(behind)
-            frame = timeline.frame(cursor, page, parts)
+            frame = await self._render(cursor, page, parts)
             regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
             text = frame.text(regions)
             for reader in behind:
@@ -111,6 +132,12 @@ class Feed:
                     await reader.send(text)
             more = more or frame.full
         return more
+
+    async def _render(self, cursor: int, page: list[Event], parts: list[Event]) -> timeline.Frame:
+        """Render a page of events: small ones here, others where they hold nobody up."""
+        if timeline.is_small(page, parts):
+            return timeline.frame(cursor, page, parts)
+        return await asyncio.to_thread(timeline.frame, cursor, page, parts)
 
     async def _read(self, cursor: int) -> tuple[list[Event], list[Event]]:
         async with (await pool()).connection() as conn:
@@ -128,7 +155,7 @@ class Feed:
         """Close the sockets of those who may not see the session any more."""
         users = {reader.user_id for reader in readers}
         seeing = await in_thread(Session.objects.viewers_among, [self.session_id], users)
-        self._allowed = (self._allowed - users) | seeing
+        self._asked = time.monotonic()
         for reader in readers:
             if reader.user_id not in seeing:
                 self.readers.discard(reader)
@@ -207,46 +234,65 @@ async def _poll() -> None:
 
 
 class RailFeed:
-    """Tells people's pages that a row in their lists has changed; the page then fetches its own."""
+    """Tells people's pages that a row in their lists has changed; the page then fetches its own.
+
+    It waits on a hint or a timer and then asks the database what has changed. A change is looked
+    for a while after it was made, since it may be committed later than a newer one.
+    """
 
     def __init__(self) -> None:
         self.readers: set[Reader] = set()
+        self.wake = asyncio.Event()
+        self._told: dict[str, datetime] = {}
 
     async def run(self) -> None:
         layer = get_channel_layer()
         channel = await layer.new_channel()
         await layer.group_add(live.RAIL, channel)
+        listening = asyncio.create_task(self._listen(layer, channel))
         try:
+            self._told = dict(await self._changes())
             while self.readers:
-                try:
-                    message = await asyncio.wait_for(layer.receive(channel), 5)
-                except TimeoutError:
-                    continue
-                sessions = {message["session"]}
-                # Changes come in groups; one look answers for all of them.
-                await asyncio.sleep(RAIL_BREATH)
-                await self._tell(sessions | await self._drain(layer, channel))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.wake.wait(), settings.SIGNALBOX["POLL_SECONDS"])
+                    # Changes come in groups; one look answers for all of them.
+                    await asyncio.sleep(RAIL_BREATH)
+                if listening.done():
+                    listening.result()
+                self.wake.clear()
+                await self._look()
         finally:
             global _rail
             _rail = None
+            listening.cancel()
             await layer.group_discard(live.RAIL, channel)
 
-    async def _drain(self, layer: object, channel: str) -> set[str]:
-        sessions: set[str] = set()
+    async def _listen(self, layer: Any, channel: str) -> None:
         while True:
-            try:
-                message = await asyncio.wait_for(layer.receive(channel), 0.001)  # type: ignore[attr-defined]
-            except TimeoutError:
-                return sessions
-            sessions.add(message["session"])
+            message = await layer.receive(channel)
+            if message["type"] == "person.left":
+                gone = [reader for reader in self.readers if reader.key == message["key"]]
+                await asyncio.gather(
+                    *(reader.close(NOT_YOURS) for reader in gone), return_exceptions=True
+                )
+            else:
+                self.wake.set()
 
-    async def _tell(self, sessions: Iterable[str]) -> None:
+    async def _changes(self) -> list[tuple[str, datetime]]:
+        async with (await pool()).connection() as conn:
+            return list(await (await conn.execute(LISTED)).fetchall())
+
+    async def _look(self) -> None:
+        changes = dict(await self._changes())
+        fresh = [session for session, at in changes.items() if self._told.get(session) != at]
+        self._told = changes
+        if not fresh:
+            return
         users = {reader.user_id for reader in self.readers}
-        concerned = await in_thread(Session.objects.viewers_among, list(sessions), users)
-        signal = render_to_string("sessions/rail_signal.html")
+        concerned = await in_thread(Session.objects.viewers_among, fresh, users)
         for reader in list(self.readers):
             if reader.user_id in concerned:
-                await reader.send(signal)
+                await reader.send(render_to_string("sessions/rail_signal.html"))
 
 
 _rail: RailFeed | None = None

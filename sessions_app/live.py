@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -47,6 +48,17 @@ def cancel_requested() -> None:
     """Hint, after commit, that workers should look for requests to cancel."""
     look = partial(_group_send, WORKERS, {"type": "worker.look"})
     transaction.on_commit(lambda: _send(look), robust=True)
+
+
+def sign_in_key(session_key: str | None) -> str:
+    """Name a sign-in without giving it away."""
+    return hashlib.sha256((session_key or "").encode()).hexdigest()
+
+
+def signed_out(session_key: str | None) -> None:
+    """Have the sockets of a sign-in closed, in whichever process they are."""
+    message = {"type": "person.left", "key": sign_in_key(session_key)}
+    _send(partial(_group_send, RAIL, message))
 
 
 async def hint_session(session_id: str, *, rail: bool = False) -> None:

@@ -16,7 +16,6 @@ from markdown_it import MarkdownIt
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
 TAGS = {
     "a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr",
@@ -33,6 +32,13 @@ ATTRIBUTES = {
 }
 # Only the highlighter's classes; a message must not dress up as a card.
 CLASSES = re.compile(r"^(hl|[a-z]{1,3}[0-9]?|language-[\w+-]+)$")
+
+# Those whose lexers stay quick on hostile text; many others take seconds.
+LANGUAGES = {
+    "bash", "console", "css", "diff", "go", "ini", "java", "javascript", "js", "json", "make",
+    "python", "py", "rust", "sh", "shell", "sql", "toml", "ts", "typescript", "yaml", "yml",
+}  # fmt: skip
+MOST_HIGHLIGHTED = 10_000
 
 _formatter = HtmlFormatter(nowrap=True)
 
@@ -67,12 +73,10 @@ def markdown_to_html(text: str) -> str:
 
 
 def _highlight(code: str, language: str) -> str:
-    try:
-        lexer = get_lexer_by_name(
-            language.split()[0] if language.strip() else "text", stripnl=False
-        )
-    except ClassNotFound:
+    name = language.split()[0].lower() if language.strip() else ""
+    if name not in LANGUAGES or len(code) > MOST_HIGHLIGHTED:
         return html.escape(code)
+    lexer = get_lexer_by_name(name, stripnl=False)
     return str(highlight(code, lexer, _formatter))
 
 
@@ -83,6 +87,12 @@ def code_to_html(text: str, language: str) -> str:
     return re.sub(
         f"{_OPEN}(.+?){_CLOSE}", r'<span class="unseen">\1</span>', rendered, flags=re.DOTALL
     )
+
+
+def reveal_to_html(text: str) -> str:
+    """Escape a line of text and spell out what in it cannot be seen."""
+    revealed = html.escape(reveal(text))
+    return re.sub(f"{_OPEN}(.+?){_CLOSE}", r'<span class="unseen">\1</span>', revealed)
 
 
 # Private-use characters bracket what was revealed until the highlighter is through.
@@ -118,7 +128,7 @@ def _hides(character: str) -> bool:
 
 # -- terminals -----------------------------------------------------------------------------------
 
-_ANSI = re.compile(r"\x1b\[([0-9;]*)m")
+_ANSI = re.compile(r"\x1b\[([0-9;]{0,64})m")
 _OTHER_ESCAPES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles and links
     r"|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_]"  # moving about

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import tempfile
 from typing import BinaryIO
 
@@ -41,10 +42,15 @@ class Capture:
 
     @property
     def whole(self) -> BinaryIO | None:
-        """The file with everything, at its beginning; None when the output is short."""
+        """The file with everything, at its beginning; None when the event shows it all."""
         if self._file is not None:
             self._file.seek(0)
-        return self._file
+            return self._file
+        return io.BytesIO(self._start) if self._binary else None
+
+    @property
+    def _binary(self) -> bool:
+        return b"\x00" in self._start
 
     def close(self) -> None:
         if self._file is not None:
@@ -56,8 +62,7 @@ class Capture:
 
     def output(self, artifact_id: str | None = None) -> Output:
         """What the event says of it."""
-        binary = b"\x00" in self._start
-        if binary:
+        if self._binary:
             note = "The output is binary and is not shown."
             return Output(size=self.size, binary=True, artifact_id=artifact_id, note=note)
         if self._file is None:

@@ -42,6 +42,17 @@ TAIL_AGAIN = 10
 CANCEL_SECONDS = 4.0
 MOST_FILES = 500
 
+# What a runner may say. All else is said by the transition that makes it true.
+AUTHORED = {
+    "message.created",
+    "tool_call.started",
+    "tool_call.completed",
+    "widget.created",
+    "widget.updated",
+    "progress.updated",
+    "handoff_summary.created",
+}
+
 STATUS_OF = {"timed_out": "timed_out", "cancelled": "cancelled"}
 
 
@@ -58,6 +69,7 @@ class TurnRun:
         self._agent_name = turn.session.agent.name
         self.cancelled = asyncio.Event()
         self.ended = asyncio.Event()
+        self._stopped = asyncio.Event()
         self.renewed = time.monotonic()
         self.lost = False
         self.finishing = False
@@ -80,12 +92,12 @@ class TurnRun:
         if self.cancelled.is_set():
             self._driving.cancel()
         try:
-            await asyncio.wait({self._driving})
+            await self._until_driven(self._driving)
             await self._end(self._driving)
         except asyncio.CancelledError:
             # Whoever waited is gone. What runs must not go on where nobody renews its lease.
             self.lose()
-            await asyncio.wait({self._driving})
+            await asyncio.wait({self._driving}, timeout=CANCEL_SECONDS)
             raise
         except Fenced:
             logger.info("%s is not held here any more; nothing more is written.", self.turn.fence)
@@ -94,6 +106,15 @@ class TurnRun:
             logger.exception("%s could not be brought to an end.", self.turn.fence)
         finally:
             self.ended.set()
+
+    async def _until_driven(self, driving: asyncio.Task[None]) -> None:
+        """Wait for the runner, but not for ever for one that ignores that it is to stop."""
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait({driving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        await asyncio.wait({driving}, timeout=2 * CANCEL_SECONDS)
+        if not driving.done():
+            logger.error("The runner of %s does not let itself be stopped.", self.turn.fence)
 
     async def _drive(self) -> None:
         self.history = await in_thread(self._load_history)
@@ -110,7 +131,7 @@ class TurnRun:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await self.flush()
         error: BaseException | None = self._refused
-        if error is None:
+        if error is None and driving.done():
             # Cancelled by nobody here, it let a cancellation of its own through: it is broken.
             error = asyncio.CancelledError() if driving.cancelled() else driving.exception()
         if self.lost or isinstance(error, Parked):
@@ -137,6 +158,7 @@ class TurnRun:
         if self.cancelled.is_set() or self.finishing:
             return
         self.cancelled.set()
+        self._stopped.set()
         if self._driving is None:
             return
         if self._performing:
@@ -148,6 +170,7 @@ class TurnRun:
     def lose(self) -> None:
         """Stop at once and write nothing more: the turn is somebody else's now."""
         self.lost = True
+        self._stopped.set()
         if self._driving is not None:
             self._driving.cancel()
 
@@ -156,6 +179,7 @@ class TurnRun:
         if not (self.finishing or self._interrupted) and self._driving is not None:
             # Once: a second cancel would cut off the first one's cleaning up.
             self._handing_back = self._interrupted = True
+            self._stopped.set()
             self._driving.cancel()
 
     # -- events: one append at a time, what arrives meanwhile rides in the next ---------------
@@ -163,6 +187,8 @@ class TurnRun:
     async def _take(self, payload: Payload) -> None:
         if self.lost or self._refused:
             return  # Said while it was being stopped: something before it is missing.
+        if payload.type not in AUTHORED or getattr(payload, "role", "") == "user":
+            raise TypeError(f"A runner may not author {payload.type}.")
         if isinstance(payload, MessageCreated) and payload.role == "assistant":
             payload = payload.model_copy(update={"author": payload.author or self._agent_name})
         self._pending.append(payload)

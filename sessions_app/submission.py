@@ -18,4 +18,8 @@ def written(text: str) -> str:
 
 def problems(agent: Agent, instruction: str) -> list[Problem]:
     """Ask the agent's runner what is wrong with an instruction; an empty list lets it pass."""
-    return registry.get(agent.runner).check(instruction)
+    try:
+        runner = registry.get(agent.runner)
+    except KeyError as error:
+        return [Problem(1, f"{agent.name} cannot work. {error.args[0]}")]
+    return runner.check(instruction)

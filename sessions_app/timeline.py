@@ -187,6 +187,14 @@ class Frame:
         return f"<!--{self.first} {self.last}-->{self.rows}{regions}"
 
 
+SMALL = 8_000
+
+
+def is_small(page: Sequence[Event], parts: Sequence[Event]) -> bool:
+    """Whether rendering these takes a moment only: Markdown and highlighting grow with the text."""
+    return sum(len(str(event.data)) for event in (*page, *parts)) < SMALL
+
+
 def frame(after: int, page: Sequence[Event], parts: Sequence[Event]) -> Frame:
     """Render the page of events after `after`: new rows appended, earlier ones replaced."""
     fresh: list[str] = []

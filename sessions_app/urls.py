@@ -1,6 +1,6 @@
 from django.urls import path
 
-from .views import artifacts, sessions, turns
+from .views import artifacts, keeping, sessions, turns
 
 urlpatterns = [
     path("", sessions.home, name="home"),
@@ -11,6 +11,18 @@ urlpatterns = [
     path("sessions/<str:session_id>/raw/", sessions.raw_events, name="raw_events"),
     path("sessions/<str:session_id>/turns/", turns.turn_submit, name="turn_submit"),
     path("sessions/<str:session_id>/diagrams/<int:seq>.svg", artifacts.diagram, name="diagram"),
+    path(
+        "sessions/<str:session_id>/completion/",
+        keeping.session_completion,
+        name="session_completion",
+    ),
+    path("sessions/<str:session_id>/archival/", keeping.session_archival, name="session_archival"),
+    path(
+        "sessions/<str:session_id>/restoration/",
+        keeping.session_restoration,
+        name="session_restoration",
+    ),
+    path("turns/<str:turn_id>/retry/", turns.turn_retry, name="turn_retry"),
     path("turns/<str:turn_id>/cancellation/", turns.turn_cancel, name="turn_cancel"),
     path("artifacts/<str:artifact_id>/", artifacts.artifact_page, name="artifact_page"),
     path(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from sessions_app.environments.base import Command, Exit, Interpreter
 from sessions_app.environments.local import LocalEnvironment, LocalProvider
 
+from .left_out import need
+
 
 def need_bubblewrap() -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
+    need("bwrap", "bubblewrap")
 
 
 async def make(root: Path, confined: bool, key: str = "first") -> LocalEnvironment:

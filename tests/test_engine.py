@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
@@ -13,7 +14,7 @@ from django.utils import timezone
 
 from approvals_app.decisions import decide
 from approvals_app.models import ApprovalRequest
-from sessions_app import engine, live
+from sessions_app import engine, events, live
 from sessions_app.engine import Worker
 from sessions_app.environments import registry as environments
 from sessions_app.environments.base import EnvironmentUnavailable
@@ -1056,3 +1057,215 @@ def test_a_claim_waits_for_whoever_holds_the_session(session, scripted):
         assert Turn.objects.claim(session.pk, "worker", lease=timedelta(minutes=1))
 
     assert together(person, worker) == [None, None]
+
+
+# -- whoever waits for a run may go, the run may not go astray -------------------------------------
+
+
+def test_a_worker_that_takes_up_its_own_lost_turn_stops_the_first_attempt(session, scripted):
+    async def story() -> list[str]:
+        may_go_on = asyncio.Event()
+        runs: list[str] = []
+
+        async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+            name = f"attempt {len([r for r in runs if 'stopped' not in r]) + 1}"
+            runs.append(name)
+            try:
+                yield ProgressUpdated(label=name)
+                await may_go_on.wait()
+            except asyncio.CancelledError:
+                runs.append(f"{name} was stopped")
+                raise
+
+        scripted.script = script
+        worker = Worker()
+        one = asyncio.create_task(worker.advance(session.pk))
+        await arrived(session, one)
+        await in_thread(expire, session)
+        two = asyncio.create_task(worker.advance(session.pk))
+        await one
+        while len(runs) < 3:
+            await asyncio.sleep(0)
+        assert len(worker._runs) == 1
+        may_go_on.set()
+        await two
+        return runs
+
+    assert play(story) == ["attempt 1", "attempt 1 was stopped", "attempt 2"]
+    assert turn_of(session).state == "COMPLETED"
+
+
+def test_a_run_whose_waiter_is_cancelled_is_stopped(session, scripted):
+    async def story() -> None:
+        stopped = asyncio.Event()
+
+        async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+            try:
+                yield ProgressUpdated(label="under way")
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+
+        scripted.script = script
+        running = asyncio.create_task(Worker().advance(session.pk))
+        await arrived(session, running)
+        running.cancel()
+        await asyncio.wait({running})
+        assert stopped.is_set()
+
+    play(story)
+
+
+def test_a_job_that_is_cancelled_leaves_its_turn_running_under_its_lease(session, scripted):
+    async def story() -> None:
+        may_go_on = asyncio.Event()
+
+        async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+            yield ProgressUpdated(label="under way")
+            await may_go_on.wait()
+            yield say("Done all the same.")
+
+        scripted.script = script
+        worker = engine.worker()
+        job = asyncio.create_task(engine.advance.func(session.pk))
+        await arrived(session, job)
+        job.cancel()
+        await asyncio.wait({job})
+        may_go_on.set()
+        await asyncio.gather(*worker._tasks)
+
+    play(story)
+    assert said(session) == ["Done all the same."]
+    assert turn_of(session).state == "COMPLETED"
+
+
+def test_a_run_that_cannot_renew_its_lease_lets_go_before_others_may_take_it(session, scripted):
+    async def story() -> None:
+        stopped = asyncio.Event()
+
+        async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+            try:
+                yield ProgressUpdated(label="under way")
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+
+        scripted.script = script
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await arrived(session, running)
+        await worker.let_go()
+        assert not stopped.is_set()
+        [run] = worker._runs.values()
+        run.renewed -= 3600  # as after an hour without the database
+        await worker.let_go()
+        await running
+        assert stopped.is_set()
+
+    play(story)
+    assert turn_of(session).state == "RUNNING"
+
+
+def test_a_runner_that_ignores_that_it_is_to_stop_does_not_keep_its_turn(
+    session, scripted, alice, monkeypatch, caplog
+):
+    monkeypatch.setattr("sessions_app.run.CANCEL_SECONDS", 0.1)
+
+    async def story() -> None:
+        free = asyncio.Event()
+
+        async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+            yield ProgressUpdated(label="under way")
+            while not free.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await free.wait()
+
+        scripted.script = script
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await arrived(session, running)
+        await in_thread(_cancel, session, alice)
+        await worker.heartbeat()
+        await running
+        free.set()
+
+    play(story)
+    assert turn_of(session).state == "CANCELLED"
+    assert "does not let itself be stopped" in caplog.text
+
+
+def _cancel(session: Session, by: Any) -> None:
+    session.turns.get().cancel(by=by)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        events.TurnCompleted(duration_ms=1),
+        events.ApprovalRequestResolved(approval_id="apr_1", outcome="approved", by="bob"),
+        events.SessionCompleted(by="alice"),
+        events.MessageCreated(role="user", text="I said so.", author="alice"),
+        events.ArtifactCreated(
+            artifact_id="art_1", kind="file", name="a", media_type="text/plain", size=1, sha256="0"
+        ),
+    ],
+    ids=lambda payload: payload.type,
+)
+def test_a_runner_cannot_say_what_is_not_its_to_say(session, scripted, forged):
+    async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+        yield forged
+
+    scripted.script = script
+    before = session.events.filter(type=forged.type).count()
+    advance(session)
+    turn = turn_of(session)
+    assert (turn.state, turn.error_code) == ("FAILED", "runner_error")
+    assert session.events.filter(type=forged.type).count() == before
+
+
+# -- what a step leaves --------------------------------------------------------------------------
+
+
+def test_what_is_beyond_a_steps_limits_is_left_and_the_story_says_so(
+    agent, alice, trusting, monkeypatch
+):
+    monkeypatch.setattr("sessions_app.run.MOST_FILES", 2)
+    monkeypatch.setattr("sessions_app.run.MOST_BYTES", 1000)
+    session = run_book(
+        agent, alice, "mkdir -p artifacts; cd artifacts; echo 1 > a; truncate -s 1001 b; "
+        "echo 3 > c; echo 4 > d"
+    )  # fmt: skip
+    assert turn_of(session).state == "COMPLETED"
+    assert sorted(session.artifacts.values_list("name", flat=True)) == ["a", "c"]
+    told = session.events.get(type="message.created", data__role="system").data["text"]
+    assert told.startswith("Not kept as artifacts: b, d.")
+
+
+def test_binary_output_is_kept_as_a_file_however_short_it_is(agent, alice, trusting):
+    session = run_book(agent, alice, "head -c 30 /dev/zero")
+    [output] = outputs(session)
+    artifact = session.artifacts.get()
+    assert output["binary"] is True
+    assert (output["artifact_id"], artifact.size) == (artifact.pk, 30)
+
+
+def test_output_seen_before_the_server_stopped_is_kept_with_the_interrupted_step(
+    agent, alice, trusting
+):
+    async def story() -> None:
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await arrived(session, running, at="tool_call.started")
+        await begun(running)
+        await worker.stop(grace=0)
+        await running
+
+    source = "```sh\necho so far; touch begun; sleep 60\n```\n"
+    session = open_session(agent, alice, source)
+    play(story)
+    [output] = outputs(session)
+    assert output["head"] == "so far\n"
+    assert session.events.get(type="tool_call.completed").data["status"] == "interrupted"
+    advance(session)
+    assert session.events.filter(type="tool_call.completed").count() == 1
+    assert turn_of(session).state == "FAILED"

@@ -240,3 +240,41 @@ def test_the_embedded_database_is_not_imported_when_an_address_is_given(place):
     environment = place.environment(DJANGO_SETTINGS_MODULE="config.settings")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     assert os.environ.get("DATABASE_URL") is None
+
+
+def test_it_says_so_when_no_administrator_is_active_and_the_name_is_taken(place):
+    place.start()
+    place.stop()
+    place.rows("UPDATE auth_user SET is_active = false RETURNING 1")
+    assert "createsuperuser" in refused(place)
+
+
+def test_a_download_that_nobody_reads_costs_little_memory_and_one_that_is_read_is_whole(place):
+    place.start()
+    browser = place.browser()
+    submit(
+        browser, place, "```sh gate=ask\nmkdir artifacts; head -c 80M /dev/zero > artifacts/a\n```"
+    )
+    place.wait_for_turn("WAITING_FOR_PERMISSION")
+    approval, digest = place.rows("SELECT id, digest FROM approvals_app_approvalrequest")[0]
+    browser.post(f"/approvals/{approval}/decision/", verdict="approve", digest=digest)
+    place.wait_for_turn("COMPLETED")
+    artifact = place.one("SELECT id FROM sessions_app_artifact")
+    assert place.process is not None
+    server = psutil.Process(place.process.pid)
+    before = server.memory_info().rss
+    request = (
+        f"GET /artifacts/{artifact}/content/ HTTP/1.1\r\nHost: 127.0.0.1:{place.port}\r\n"
+        f"Cookie: {browser.cookies()}\r\n\r\n"
+    ).encode()
+    readers = []
+    for _ in range(10):
+        reader = socket.create_connection(("127.0.0.1", place.port))
+        reader.sendall(request)
+        assert b"200 OK" in reader.recv(1000)
+        readers.append(reader)
+    status, _, body = browser.get(f"/artifacts/{artifact}/content/")
+    assert (status, len(body)) == (200, 80 * 1024 * 1024)
+    assert server.memory_info().rss - before < 150 * 1024 * 1024
+    for reader in readers:
+        reader.close()

@@ -297,3 +297,74 @@ async def test_a_cursor_that_cannot_be_is_refused_and_the_page_stays(agent, alic
         await page.connect(after)
         assert await page.frame() is None
         assert page.closed_with == 4400
+
+
+async def test_signing_out_closes_the_sockets_of_that_sign_in_only(agent, alice):
+    session = await opened(agent, alice)
+    async with Watcher(session, alice) as here, Watcher(session, alice) as there:
+        await in_thread(_say, session, "listening")
+        await here.catch_up()
+        await there.catch_up()
+        await in_thread(here.client.post, "/sign-out/")
+        while (frame := await here.frame()) is not None:
+            assert "listening" not in frame
+        assert here.closed_with == 4403
+        await in_thread(_say, session, "still here")
+        assert "still here" in (await there.catch_up()).text()
+
+
+async def test_a_revoked_member_gets_no_more_drafts(agent, alice, bob, settings):
+    settings.SIGNALBOX = {**settings.SIGNALBOX, "POLL_SECONDS": 0}
+    session = await opened(agent, alice)
+    async with Watcher(session, bob) as page:
+        await in_thread(_say, session, "listening")
+        await page.catch_up()
+        await in_thread(agent.members.remove, bob)
+        await live.draft(session.pk, "trn_1", "step-1", "for members only")
+        while (frame := await page.frame()) is not None:
+            assert "for members only" not in frame
+        assert page.closed_with == 4403
+
+
+async def test_lists_are_refreshed_when_every_hint_is_lost(agent, alice, monkeypatch):
+    async def lost(group: str, message: dict[str, object]) -> None:
+        return None
+
+    session = await opened(agent, alice)
+    client = Client()
+    await in_thread(client.force_login, alice)
+    page = socket(client, "/ws/rail/")
+    await page.connect()
+    monkeypatch.setattr(live, "_group_send", lost)
+    await in_thread(session.submit, "More.", author=alice)
+    assert "rail" in await page.receive_from(timeout=5)
+    await page.disconnect()
+
+
+async def test_output_made_to_break_the_view_breaks_nothing(agent, alice):
+    session = await opened(agent, alice)
+    async with Watcher(session, alice) as page:
+        await in_thread(_say, session, "listening")
+        await page.catch_up()
+        await live.draft(session.pk, "trn_1", "step-1", f"\x1b[{'9' * 5000}m")
+        assert "step-1" in str(await page.frame())
+        await in_thread(_say, session, "still listening")
+        assert "still listening" in (await page.catch_up()).text()
+
+
+async def test_a_page_that_left_while_it_was_written_to_disturbs_nobody(agent, alice, bob):
+    session = await opened(agent, alice)
+    async with Watcher(session, alice) as page, Watcher(session, bob) as gone:
+        await in_thread(_say, session, "listening")
+        await page.catch_up()
+        await gone.catch_up()
+        [reader] = [
+            reader for reader in feeds._feeds[session.pk].readers if reader.user_id == gone.user.pk
+        ]
+
+        async def closed(text: str) -> None:
+            raise ConnectionError("Attempt to send on a closed protocol")
+
+        reader.write = closed
+        await in_thread(_say, session, "for who is left")
+        assert "for who is left" in (await page.catch_up()).text()

@@ -148,7 +148,9 @@ def test_bytes_that_are_no_text_are_no_error_of_the_server(composer):
 @pytest.mark.parametrize("method", ["get", "put", "patch", "delete"])
 def test_only_a_form_submits(composer, method):
     before = everything()
-    assert getattr(composer.client, method)(composer.address).status_code == 405
+    answer = getattr(composer.client, method)(composer.address)
+    # A browser that reloads the address of a refused form is led back to its page.
+    assert answer.status_code == (302 if method == "get" else 405)
     assert everything() == before
 
 
@@ -404,3 +406,69 @@ def test_a_search_finds_by_title_and_by_agent(agent, alice):
     assert "Water the plants" in client.get("/rail/?q=PLANTS").content.decode()
     assert "Water the plants" in client.get("/rail/?q=runb").content.decode()
     assert "Water the plants" not in client.get("/rail/?q=100%25").content.decode()
+
+
+# -- agents that cannot take work ------------------------------------------------------------------
+
+
+def test_a_switched_off_agent_takes_no_turn_and_says_so(agent, alice):
+    session = open_session(agent, alice)
+    Agent.objects.filter(pk=agent.pk).update(enabled=False)
+    before = everything()
+    answer = signed_in(alice).post(f"/sessions/{session.pk}/turns/", {"instruction": "Go on."})
+    assert answer.status_code == 403
+    assert "switched off" in answer.content.decode()
+    assert "Go on." in answer.content.decode()
+    assert everything() == before
+
+
+def test_an_owner_who_is_no_member_any_more_reads_but_does_not_go_on(agent, alice):
+    session = open_session(agent, alice)
+    agent.members.remove(alice)
+    client = signed_in(alice)
+    assert client.get(f"/sessions/{session.pk}/").status_code == 200
+    answer = client.post(f"/sessions/{session.pk}/turns/", {"instruction": "Go on."})
+    assert answer.status_code == 403
+    assert "no member" in answer.content.decode()
+    assert session.turns.count() == 1
+
+
+def test_an_agent_whose_runner_is_unknown_says_so_instead_of_failing(agent, alice):
+    Agent.objects.filter(pk=agent.pk).update(runner="modell")
+    answer = signed_in(alice).post("/sessions/", {"agent": agent.pk, "instruction": "Hello."})
+    assert answer.status_code == 422
+    assert "No runner of kind" in answer.content.decode()
+    assert Session.objects.count() == 0
+
+
+# -- closing and keeping, by form ------------------------------------------------------------------
+
+
+def test_a_session_is_completed_archived_and_brought_back_by_form(agent, alice):
+    session = open_session(agent, alice)
+    client = signed_in(alice)
+    states = []
+    for verb in ("completion", "archival", "restoration"):
+        assert client.post(f"/sessions/{session.pk}/{verb}/").status_code == 302
+        session.refresh_from_db()
+        states.append(session.state)
+    assert states == ["COMPLETED", "ARCHIVED", "COMPLETED"]
+
+
+@pytest.mark.parametrize("verb", ["archival", "restoration"])
+def test_what_is_not_possible_is_refused_with_a_reason_and_changes_nothing(agent, alice, verb):
+    session = open_session(agent, alice)
+    before = everything()
+    answer = signed_in(alice).post(f"/sessions/{session.pk}/{verb}/")
+    assert answer.status_code == 409
+    assert everything() == before
+
+
+def test_a_failed_turn_is_retried_by_form(agent, alice):
+    session = open_session(agent, alice)
+    turn = finished(claimed(session), "FAILED")
+    assert signed_in(alice).post(f"/turns/{turn.pk}/retry/").status_code == 302
+    assert session.turns.get(number=2).retry_of_id == turn.pk
+    assert (
+        signed_in(alice).post(f"/turns/{session.turns.get(number=2).pk}/retry/").status_code == 409
+    )

@@ -595,3 +595,34 @@ def test_an_event_of_a_session_that_is_gone_is_refused(session):
     with pytest.raises(Fenced), transaction.atomic():
         gone.record(STALE)
     assert not ApprovalRequest.objects.exists()
+
+
+# -- retrying --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ended", ["FAILED", "CANCELLED"])
+def test_a_turn_that_failed_or_was_cancelled_is_retried_as_a_new_turn(agent, alice, bob, ended):
+    session = open_session(agent, alice, "Try this.")
+    first = finished(claimed(session), ended)
+    again = first.retry(by=bob)
+    assert (again.number, again.instruction, again.retry_of_id) == (2, "Try this.", first.pk)
+    first.refresh_from_db()
+    assert first.state == ended
+    assert session.events.get(type="turn.queued", turn=again).data["retry_of"] == 1
+
+
+def test_a_second_retry_while_the_first_has_not_ended_is_the_first(agent, alice):
+    session = open_session(agent, alice)
+    first = finished(claimed(session), "FAILED")
+    assert first.retry(by=alice).pk == first.retry(by=alice).pk
+    finished(claimed(session), "FAILED")
+    assert first.retry(by=alice).number == 3
+
+
+@pytest.mark.parametrize("ended", [None, "COMPLETED"])
+def test_a_turn_that_did_not_fail_is_not_retried(agent, alice, ended):
+    session = open_session(agent, alice)
+    turn = finished(claimed(session), ended) if ended else session.turns.get()
+    with pytest.raises(NotPossible):
+        turn.retry(by=alice)
+    assert session.turns.count() == 1

@@ -62,6 +62,14 @@ class Agent(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def why_not(self, user: User | AnonymousUser) -> str:
+        """Say why a person may not give this agent work; an empty text when they may."""
+        if not self.enabled:
+            return f"{self.name} is switched off. An administrator can switch it on again."
+        if not Agent.objects.visible_to(user).filter(pk=self.pk).exists():
+            return f"You are no member of {self.name} any more: you can read, but not go on."
+        return ""
+
     def may_decide(self, user: User | AnonymousUser) -> bool:
         """Whether a person may decide this agent's approvals: staff and members may."""
         if not (user.is_authenticated and user.is_active):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, models, transaction
+from django.urls import reverse
 from django.utils import timezone
 
 from .. import events, gates, ids, live
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
 
     from .turn import Turn
+
+
+class ClockTimestamp(models.Func):
+    """The database's time of the statement, not of its transaction."""
+
+    function = "clock_timestamp"
+    output_field = models.DateTimeField()
 
 
 class NotPossible(Exception):
@@ -156,6 +164,8 @@ class Session(models.Model):
     idempotency_key = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001
     created_at = models.DateTimeField(auto_now_add=True)
     last_activity_at = models.DateTimeField(default=timezone.now)
+    # When something changed that lists of sessions show.
+    listed_at = models.DateTimeField(default=timezone.now, db_index=True)
 
     objects = SessionQuerySet.as_manager()
 
@@ -174,6 +184,9 @@ class Session(models.Model):
     def __str__(self) -> str:
         return self.title
 
+    def get_absolute_url(self) -> str:
+        return reverse("session_page", args=[self.pk])
+
     # -- the one door for events -----------------------------------------------------------
 
     def record(self, *payloads: Payload, turn: Turn | None = None, fence: str | None = None) -> int:
@@ -189,13 +202,20 @@ class Session(models.Model):
         self.last_seq = last
         listed = ("session.", "turn.", "approval_request.")
         changes_lists = any(payload.type.startswith(listed) for payload in payloads)
+        if changes_lists:
+            Session.objects.filter(pk=self.pk).update(listed_at=ClockTimestamp())
         live.session_changed(self.pk, rail=changes_lists)
         return last
 
     # -- turns -----------------------------------------------------------------------------
 
     def submit(
-        self, instruction: str, *, author: User, idempotency_key: str | None = None
+        self,
+        instruction: str,
+        *,
+        author: User,
+        idempotency_key: str | None = None,
+        retry_of: Turn | None = None,
     ) -> tuple[Turn, bool]:
         """Add a turn to the queue; say whether it is new.
 
@@ -215,6 +235,8 @@ class Session(models.Model):
                             "Reload the page to send this one too."
                         )
                     return first, False
+            if retry_of and (again := retry_of.retries.exclude(state__in=Turn.FINAL).first()):
+                return again, False
             if session.state == SessionState.ARCHIVED:
                 raise NotPossible("This session is archived. Unarchive it to go on.")
             turn = Turn.objects.create(
@@ -223,11 +245,14 @@ class Session(models.Model):
                 instruction=instruction,
                 author=author,
                 idempotency_key=idempotency_key,
+                retry_of=retry_of,
             )
             name = author.get_username()
             Session.objects.filter(pk=session.pk).update(last_turn=turn.number)
             session.record(
-                events.TurnQueued(number=turn.number, by=name),
+                events.TurnQueued(
+                    number=turn.number, by=name, retry_of=retry_of.number if retry_of else None
+                ),
                 events.MessageCreated(role="user", text=instruction, author=name),
                 turn=turn,
             )

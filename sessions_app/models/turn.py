@@ -134,6 +134,9 @@ class Turn(models.Model):
     waiting_for = models.CharField(max_length=500, blank=True, default="")
     error_code = models.CharField(max_length=60, blank=True, default="")
     error_message = models.TextField(blank=True, default="")
+    retry_of = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="retries"
+    )
     idempotency_key = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001
     created_at = models.DateTimeField(default=timezone.now)
     started_at = models.DateTimeField(null=True, blank=True)
@@ -320,6 +323,15 @@ class Turn(models.Model):
         done = self.events.filter(type="tool_call.completed", item=models.OuterRef("item"))
         started = self.events.filter(~models.Exists(done), type="tool_call.started")
         return list(started.order_by("seq").values_list("data__call_id", flat=True))
+
+    def retry(self, *, by: User) -> Turn:
+        """Submit a failed or cancelled turn's instruction again, as a new turn.
+
+        A second retry while the first has not ended returns that one. Raises NotPossible.
+        """
+        if self.state not in (TurnState.FAILED, TurnState.CANCELLED):
+            raise NotPossible("Only a turn that failed or was cancelled can be retried.")
+        return self.session.submit(self.instruction, author=by, retry_of=self)[0]
 
     def cancel(self, *, by: User, reason: str = "") -> None:
         """Ask for the turn to end. One that nobody holds ends at once.

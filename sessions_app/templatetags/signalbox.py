@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django import template
@@ -14,7 +14,13 @@ from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.timezone import localtime
 
-from ..markup import ansi_to_html, code_to_html, diff_lines, markdown_to_html
+from ..markup import (
+    ansi_to_html,
+    code_to_html,
+    diff_lines,
+    markdown_to_html,
+    reveal_to_html,
+)
 from ..timeline import Item, render_row
 
 register = template.Library()
@@ -48,6 +54,12 @@ def ansi(text: str) -> SafeString:
 def code(text: str, language: str = "text") -> SafeString:
     """Source with its syntax as classes; what cannot be seen is made visible."""
     return mark_safe(code_to_html(text, language))
+
+
+@register.filter
+def revealed(text: str) -> SafeString:
+    """A line that somebody decides by: what in it cannot be seen is spelled out."""
+    return mark_safe(reveal_to_html(text))
 
 
 register.filter("diff_lines", diff_lines)
@@ -119,14 +131,18 @@ def initials(name: str) -> str:
 
 
 @register.filter
-def milliseconds_between(start: datetime, end: datetime) -> int:
-    return int((end - start) / timedelta(milliseconds=1))
-
-
-@register.filter
 def as_json(value: object) -> str:
     """A value as indented JSON, for those who want to see exactly what is stored."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+TICKED = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+
+
+@register.filter
+def ticked(text: str) -> SafeString:
+    """A message with its `words` as code. All of it is escaped: it quotes what people wrote."""
+    return mark_safe(TICKED.sub(r"<code>\1</code>", escape(text)))
 
 
 @register.filter

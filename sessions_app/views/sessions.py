@@ -6,13 +6,14 @@ from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_POST
+from django.urls import reverse
+from django.views.decorators.http import require_GET
 
 from .. import submission, timeline
 from ..models import Agent, NotPossible, Session
 from ..runners.base import Problem
 from ..runners.runbook.examples import examples
-from .answers import refused
+from .answers import posted, refused
 from .context import rail_context, session_context
 
 
@@ -48,7 +49,7 @@ def _home(
     return render(request, "sessions/home.html", context, status=status)
 
 
-@require_POST
+@posted(lambda: reverse("home"))
 def session_create(request: HttpRequest) -> HttpResponse:
     """Open a session with its first turn and go to its page."""
     agents = Agent.objects.visible_to(request.user).enabled()

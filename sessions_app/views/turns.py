@@ -6,23 +6,25 @@ from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_POST
+from django.urls import reverse
 
 from .. import submission
 from ..models import NotPossible, Session, Turn
 from ..runners.base import Problem
-from .answers import refused
+from .answers import done, posted, refused, session_address
 from .context import session_context
 from .sessions import workspace_context
 
 
-@require_POST
+@posted(session_address)
 def turn_submit(request: HttpRequest, session_id: str) -> HttpResponse:
     """Add a turn and answer with a fresh composer; its row arrives on the stream."""
     session = get_object_or_404(
         Session.objects.visible_to(request.user).select_related("agent", "owner"), pk=session_id
     )
     instruction = submission.written(request.POST.get("instruction", ""))
+    if reason := session.agent.why_not(request.user):
+        return _composer(request, session, instruction, [Problem(1, reason)], status=403)
     if problems := submission.problems(session.agent, instruction):
         return _composer(request, session, instruction, problems, status=422)
     try:
@@ -55,7 +57,20 @@ def _composer(
     return render(request, "sessions/composer.html", context, status=status)
 
 
-@require_POST
+@posted(lambda turn_id: reverse("home"))
+def turn_retry(request: HttpRequest, turn_id: str) -> HttpResponse:
+    """Submit a failed turn's instruction again, as a new turn."""
+    turn = get_object_or_404(Turn.objects.visible_to(request.user), pk=turn_id)
+    if reason := turn.session.agent.why_not(request.user):
+        return refused(request, reason, status=403)
+    try:
+        turn.retry(by=request.user)  # type: ignore[arg-type]
+    except NotPossible as error:
+        return refused(request, str(error))
+    return done(request, turn.session_id)
+
+
+@posted(lambda turn_id: reverse("home"))
 def turn_cancel(request: HttpRequest, turn_id: str) -> HttpResponse:
     """Stop a running or waiting turn, or withdraw a queued one."""
     turn = get_object_or_404(Turn.objects.visible_to(request.user), pk=turn_id)
@@ -63,6 +78,4 @@ def turn_cancel(request: HttpRequest, turn_id: str) -> HttpResponse:
         turn.cancel(by=request.user, reason=submission.written(request.POST.get("reason", "")))  # type: ignore[arg-type]
     except NotPossible as error:
         return refused(request, str(error))
-    if request.htmx:  # type: ignore[attr-defined]
-        return HttpResponse(status=204)
-    return redirect("session_page", turn.session_id)
+    return done(request, turn.session_id)

@@ -1,7 +1,9 @@
-// The composer: Enter sends, the text grows its box, and nothing typed is lost.
+// The composer: Enter sends, the text grows its box, and a session's page is ready to be typed in.
+import { drop, keep, restore } from "./drafts.js";
+
 const area = () => document.getElementById("instruction");
-const key = (form) => `draft:${form.dataset.draft}`;
 const coarse = matchMedia("(pointer: coarse)");
+const roomy = matchMedia("(min-width: 50rem) and (pointer: fine)");
 let sent = null;
 
 function grow(box) {
@@ -10,22 +12,9 @@ function grow(box) {
   box.style.height = `${box.scrollHeight}px`;
 }
 
-function restore() {
-  const box = area();
-  if (!box) return;
-  // A first instruction that led to a session's page was taken.
-  if (box.form.dataset.draft !== "new" && sessionStorage.getItem("sent-new")) {
-    localStorage.removeItem("draft:new");
-  }
-  sessionStorage.removeItem("sent-new");
-  if (!box.value) box.value = localStorage.getItem(key(box.form)) ?? "";
-  grow(box);
-}
-
 document.addEventListener("input", ({ target }) => {
   if (target.id !== "instruction") return;
-  if (target.value) localStorage.setItem(key(target.form), target.value);
-  else localStorage.removeItem(key(target.form));
+  keep(target);
   grow(target);
 });
 
@@ -37,10 +26,6 @@ document.addEventListener("keydown", (event) => {
   target.form.requestSubmit();
 });
 
-document.addEventListener("submit", ({ target }) => {
-  if (target.dataset.draft === "new") sessionStorage.setItem("sent-new", "1");
-});
-
 document.addEventListener("htmx:beforeRequest", ({ target }) => {
   if (target.matches(".composer")) sent = area().value;
 });
@@ -49,7 +34,7 @@ document.addEventListener("htmx:beforeSwap", ({ detail }) => {
   if (detail.target.id !== "composer" || !detail.shouldSwap) return;
   const typed = area().value;
   const taken = detail.xhr.status === 200;
-  if (taken) localStorage.removeItem(key(area().form));
+  if (taken) drop(area());
   const swapped = () => {
     // What was typed while the request was under way.
     if (typed !== sent) area().value = taken && typed.startsWith(sent) ? typed.slice(sent.length) : typed;
@@ -59,13 +44,12 @@ document.addEventListener("htmx:beforeSwap", ({ detail }) => {
   document.addEventListener("htmx:afterSwap", swapped, { once: true });
 });
 
-addEventListener("pageshow", (event) => {
-  const [visit] = performance.getEntriesByType("navigation");
-  if (!event.persisted && visit?.type !== "back_forward") return;
-  // Coming back is a new intention: the same form again is not a double click.
-  for (const input of document.querySelectorAll('input[name="submission"]')) {
-    input.value = crypto.getRandomValues(new Uint32Array(4)).join("");
-  }
-});
-
-restore();
+const box = area();
+if (box) {
+  restore(box);
+  grow(box);
+  // In a session, keys are words. The first screen has more to choose from.
+  const first = document.body.classList.contains("home");
+  const idle = document.activeElement === document.body;
+  if (!first && idle && roomy.matches) box.focus({ preventScroll: true });
+}

@@ -5,28 +5,18 @@ let leader = 0;
 const press = (selector) => document.querySelector(selector)?.click();
 const seen = (element) => element?.checkVisibility() ?? false;
 
-function onScreen(element) {
-  const { top, bottom } = element.getBoundingClientRect();
-  return bottom > 0 && top < innerHeight;
-}
-
-/** The card a decision is about: the focused one, or the only open one in view. */
-function card() {
-  const focused = document.activeElement.closest(".card");
-  if (focused) return focused.dataset.state === "pending" ? focused : null;
-  const open = [...document.querySelectorAll('.card[data-state="pending"]')].filter(onScreen);
-  return open.length === 1 ? open[0] : null;
-}
-
-function decide(verdict) {
-  const button = card()?.querySelector(`button[value="${verdict}"]`);
-  if (seen(button)) button.click();
+/** A part of the card that has the focus. Without one a key decides nothing, however it came. */
+function ofCard(part) {
+  const card = document.activeElement.closest('.card[data-state="pending"]');
+  const found = card?.querySelector(part);
+  return seen(found) ? found : null;
 }
 
 function move(step) {
-  const things = [...document.querySelectorAll("#approvals .card, #rail-lists .row")].filter(seen);
-  const cards = things.filter((thing) => thing.matches(".card"));
-  const list = cards.length ? cards : things;
+  const all = (selector) => [...document.querySelectorAll(selector)].filter(seen);
+  const cards = all('#approvals .card, .card[data-state="pending"]');
+  const inRail = document.activeElement.closest("#rail");
+  const list = cards.length && !inRail ? cards : all("#rail-lists .row");
   const at = list.findIndex((thing) => thing.contains(document.activeElement));
   const current = list.findIndex((thing) => thing.getAttribute("aria-current"));
   list[Math.max(0, Math.min(list.length - 1, (at < 0 ? current : at) + step))]?.focus();
@@ -37,16 +27,31 @@ const KEYS = {
   "/": () => document.getElementById("search")?.focus(),
   j: () => move(1),
   k: () => move(-1),
-  a: () => (Date.now() < leader ? press('[data-key="g a"]') : decide("approve")),
-  r: () => decide("reject"),
+  a: () => (Date.now() < leader ? press('[data-key="g a"]') : ofCard('button[value="approve"]')?.click()),
+  r: () => ofCard("input.reason")?.focus(),
   ".": () => press("#session-header .cancel button:not([disabled])"),
   "?": () => help.showModal(),
   g: () => (leader = Date.now() + 1000),
 };
 
+function leave(field) {
+  if (field.type === "search" && field.value) {
+    field.value = "";
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  field.blur();
+}
+
+document.addEventListener("click", ({ target }) => {
+  if (target.closest?.("[data-keys]")) help.showModal();
+});
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || help.open) return;
-  if (event.target.closest("input, textarea, select, [contenteditable]")) return;
+  if (event.target.closest("input, textarea, select, [contenteditable]")) {
+    if (event.key === "Escape" && !event.isComposing) leave(event.target);
+    return;
+  }
   if (!Object.hasOwn(KEYS, event.key)) return;
   event.preventDefault();
   KEYS[event.key]();

@@ -39,8 +39,9 @@ document.addEventListener("htmx:responseError", () => {
 document.addEventListener("htmx:sendError", (event) => {
   if (event.target.matches("form")) notice("The server cannot be reached. Nothing was sent; try again.");
 });
-document.addEventListener("htmx:afterRequest", ({ target, detail }) => {
-  const button = target.querySelector?.("button[data-doing]");
+document.addEventListener("htmx:afterRequest", ({ detail }) => {
+  // The form that asked. The event's target is what a swap left in its place, with buttons of others.
+  const button = detail.requestConfig.elt.querySelector("button[data-doing]");
   if (!button || !detail.successful) return;
   button.disabled = true;
   button.textContent = button.dataset.doing;

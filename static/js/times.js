@@ -22,19 +22,33 @@ function ago(moment) {
   return passed < 6 * DAY ? weekday.format(moment) : date(moment);
 }
 
+/** How long something runs, in the words of the server's `duration`. */
+function since(moment) {
+  const passed = Math.max(0, Math.floor((Date.now() - moment) / 1000));
+  if (passed < 60) return `${passed} s`;
+  if (passed < 3600) return `${Math.floor(passed / 60)} min ${passed % 60} s`;
+  return `${Math.floor(passed / 3600)} h ${Math.floor((passed % 3600) / 60)} min`;
+}
+
 function show(element, words) {
   const moment = new Date(element.dateTime);
   if (Number.isNaN(moment.valueOf())) return;
   const text = words(moment);
   if (element.textContent !== text) element.textContent = text;
-  element.title = exact.format(moment);
+  const title = exact.format(moment);
+  if (element.title !== title) element.title = title;
 }
 
-export function refresh() {
+const tick = () =>
+  document.querySelectorAll("time[data-since]").forEach((element) => show(element, since));
+
+function refresh() {
+  tick();
   document.querySelectorAll("time[data-clock]").forEach((element) => show(element, clock));
   document.querySelectorAll("time[data-ago]").forEach((element) => show(element, ago));
 }
 
+setInterval(tick, 1000);
 setInterval(refresh, 30_000);
 document.addEventListener("htmx:afterSettle", refresh);
 document.addEventListener("htmx:wsAfterMessage", refresh);

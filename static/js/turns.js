@@ -4,24 +4,31 @@ const timeline = document.getElementById("timeline");
 
 const numberOf = (turn) => timeline.querySelector(`[data-turn="${turn}"][data-number]`)?.dataset.number;
 
-function words(turn, after) {
-  const [number, other] = [numberOf(turn), numberOf(after)].map(Number);
+function words(turn, begun) {
+  const number = numberOf(turn);
   if (!number) return "The turn before goes on";
-  return number > other ? `Turn ${number} begins` : `Turn ${number} goes on`;
+  return begun ? `Turn ${number} goes on` : `Turn ${number} begins`;
 }
 
-function line(turn, after) {
+function line(turn) {
   const row = document.createElement("li");
   row.className = "event turn continued";
   row.dataset.turn = turn;
   const text = document.createElement("p");
   text.className = "turn-line";
-  text.textContent = words(turn, after);
   row.append(text);
   return row;
 }
 
+function lineBefore(row, turn) {
+  const before = row.previousElementSibling;
+  if (before?.dataset.turn === turn && before.classList.contains("continued")) return before;
+  row.before(line(turn));
+  return row.previousElementSibling;
+}
+
 function refresh() {
+  const begun = new Set();
   let turn = "";
   for (const row of [...timeline.children]) {
     const its = row.dataset.turn;
@@ -31,11 +38,12 @@ function refresh() {
       continue;
     }
     if (its !== turn && turn && !row.classList.contains("turn")) {
-      const before = row.previousElementSibling;
-      if (before?.dataset.turn !== its || !before.classList.contains("continued")) {
-        row.before(line(its, turn));
-      }
+      const text = lineBefore(row, its).firstChild;
+      const said = words(its, begun.has(its));
+      if (text.textContent !== said) text.textContent = said;
     }
+    // Its head and its instruction stand where it was sent; anything else is work.
+    if (!row.matches(".turn, .message.user")) begun.add(its);
     turn = its;
   }
 }

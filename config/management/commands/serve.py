@@ -12,7 +12,6 @@ from django.core.management.base import BaseCommand, CommandError
 
 class Command(BaseCommand):
     help = "Serve the pages and work the turns, in one process. Prepares the database first."
-    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default=settings.HOST)
@@ -23,12 +22,13 @@ class Command(BaseCommand):
 
         try:
             serve.check_address(host, port)
-        except serve.AddressInUse as error:
-            raise CommandError(str(error)) from None
-        administrator = first_start.prepare()
+            administrator = first_start.prepare()
+        except (serve.AddressInUse, CommandError) as error:
+            sys.exit(f"Signalbox cannot start: {error}")
 
         def listening() -> None:
             link = sign_in.link_for(administrator, host=host, port=port)
+            sign_in.remember_address(host, port)
             # One line, at once, also into a file: it is what the person is waiting for.
             print(f"Signalbox is ready: {link}", flush=True)
 

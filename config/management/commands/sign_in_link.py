@@ -5,11 +5,10 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
 
-from config.sign_in import link_for
+from config.sign_in import known_address, link_for
 
 
 class Command(BaseCommand):
@@ -22,4 +21,5 @@ class Command(BaseCommand):
         person = get_user_model().objects.filter(username=username, is_active=True).first()
         if person is None:
             raise CommandError(f"There is no active person called {username!r}.")
-        self.stdout.write(link_for(person, host=settings.HOST, port=settings.PORT))
+        host, port = known_address()
+        self.stdout.write(link_for(person, host=host, port=port))

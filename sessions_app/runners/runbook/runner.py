@@ -67,8 +67,9 @@ class RunbookRunner:
                 if latest is None:
                     yield _widget(item)
             elif isinstance(item, Step):
+                reason, prose = _reason(prose), ""
                 if not isinstance(latest, ToolCallCompleted | MessageCreated):
-                    async with aclosing(_work(turn, item, latest, timeout, prose)) as payloads:
+                    async with aclosing(_work(turn, item, latest, timeout, reason)) as payloads:
                         async for latest in payloads:
                             yield latest
                 if failure := _failure(item, latest, timeout):
@@ -90,7 +91,7 @@ class RunbookRunner:
 
 
 async def _work(
-    turn: TurnContext, step: Step, latest: Payload | None, timeout: float, prose: str
+    turn: TurnContext, step: Step, latest: Payload | None, timeout: float, reason: str
 ) -> AsyncGenerator[Payload, None]:
     """Work one step to its end: the last payload is its completion or its refusal."""
     if isinstance(latest, ToolCallStarted):
@@ -111,7 +112,7 @@ async def _work(
         network=environment.network,
     )
     answer = await turn.permit(
-        step.ref, action, title=step.title, why=step.why or _reason(prose), ask=step.gate
+        step.ref, action, title=step.title, why=step.why or reason, ask=step.gate
     )
     if isinstance(answer, Refusal):
         yield MessageCreated(role="system", text=_refused(step, answer), ref=step.ref)
@@ -211,5 +212,6 @@ def _failed(step: Step, call: ToolCallCompleted, timeout: float) -> str:
 
 
 def _reason(prose: str) -> str:
-    """Take the end of the prose before a step as the reason for it: its last paragraph."""
-    return clip(re.split(r"\n[ \t]*\n", prose)[-1].lstrip("# "), 300)
+    """Take the last paragraph right before a step as the reason for it; a heading is none."""
+    paragraph = re.split(r"\n[ \t]*\n", prose)[-1]
+    return "" if paragraph.lstrip().startswith("#") else clip(paragraph, 300)
