@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 COME_BACK = 1012
 RETURN_CODES = (1011, COME_BACK, 1013)
 GOODBYE_SECONDS = 2.0
+LAST_WORDS = 5
 UNSENT_BYTES = 1024 * 1024
 STALLED_SECONDS = 60.0
 
@@ -165,10 +166,14 @@ class Process:
 
         A loop torn down under running tasks ended the process in a segmentation fault.
         """
-        left = asyncio.all_tasks(self.loop)
-        for task in left:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        for _ in range(LAST_WORDS):
+            if not (left := asyncio.all_tasks(self.loop)):
+                break
+            for task in left:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.wait(left, timeout=1))
+        else:
+            logger.error("Tasks that do not let themselves be cancelled: %s", left)
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
