@@ -13,7 +13,7 @@ run: $(STAMP)-run ## Serve Signalbox on http://127.0.0.1:8000
 	@exec $(BIN)/python manage.py serve
 
 test: $(STAMP)-dev ## Run the whole test suite
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 browser: $(STAMP)-dev ## Run the browser tests alone
 	@$(BIN)/python -m pytest tests/browser $(ARGS)

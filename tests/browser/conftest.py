@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(120))
 
 
-@pytest.fixture(scope="session")
+# By module, not by session: while Playwright is open, no other event loop runs in this thread.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         left_out("Chromium is not installed: the browser tests were left out.")
@@ -62,11 +63,11 @@ def furnished(data: Path) -> Iterator[Installation]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(
     tmp_path_factory: pytest.TempPathFactory, django_db_setup: None, django_db_blocker: object
 ) -> Iterator[Installation]:
-    """One installation for all browser tests; its log has to be clean at the end."""
+    """One installation for a module's tests; its log has to be clean at the end."""
     with furnished(tmp_path_factory.mktemp("installation")) as made:
         yield made
         made.stop()
