@@ -179,7 +179,7 @@ LOGGING = {
     "loggers": {
         # A refused form is the person's business, not the operator's.
         "django.request": {"level": "ERROR"},
-        # It warns of connections given up while stopping; those that matter fail where they are used.
+        # It warns of connections given up while stopping; others fail where they are used.
         "psycopg.pool": {"level": "ERROR"},
         "sessions_app": {"level": env.str("LOG_LEVEL", default="INFO")},
         "approvals_app": {"level": env.str("LOG_LEVEL", default="INFO")},
