@@ -8,21 +8,19 @@ import io
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 import psycopg
-from django.db import transaction
-from django.db.models.functions import Now
-from django.utils import timezone
 from pydantic import JsonValue
 
 from . import diffs, events, gates, live
 from .environments import registry as environments
 from .environments.base import Command, Environment, EnvironmentUnavailable
 from .events import MessageCreated, Payload, ToolCallCompleted, ToolCallStarted
-from .models import Artifact, ExecutionEnvironment, Fenced, Session, Turn
-from .models.artifact import media_type_of, store
+from .held import HeldTurn
+from .models import Fenced, Turn
+from .models.artifact import store
 from .models.event import append_async
 from .models.turn import CancelPending, TurnState
 from .output import MOST_BYTES, Capture
@@ -62,6 +60,7 @@ class TurnRun:
     def __init__(self, turn: Turn, worker: Worker) -> None:
         self.turn = turn
         self.worker = worker
+        self._held = HeldTurn(turn, worker.holder)
         self.instruction = turn.instruction
         self.number = turn.number
         self.settings: Mapping[str, JsonValue] = turn.session.agent.runner_settings
@@ -141,7 +140,7 @@ class TurnRun:
         elif isinstance(error, Fenced):
             raise error
         elif self._handing_back:
-            await in_thread(self._release)
+            await in_thread(self._held.release)
         elif isinstance(error, TurnFailure):
             await self._finish(TurnState.FAILED, error.code, str(error))
         elif error is not None:
@@ -245,7 +244,7 @@ class TurnRun:
         self, key: str, action: Action, *, title: str, why: str = "", ask: bool = False
     ) -> Grant | Refusal:
         await self.flush()
-        answer = await in_thread(self._review, gates.Question(key, action, title, why, ask))
+        answer = await in_thread(self._held.review, gates.Question(key, action, title, why, ask))
         if answer is None:
             raise Parked
         if isinstance(answer, Grant):
@@ -260,10 +259,10 @@ class TurnRun:
             try:
                 environment = await provider.open(self.turn.session_id)
             except EnvironmentUnavailable as error:
-                await in_thread(self._environment_failed, provider.kind, str(error))
+                await in_thread(self._held.environment_failed, provider.kind, str(error))
                 raise TurnFailure("environment_unavailable", str(error)) from error
             duration = int((time.monotonic() - start) * 1000)
-            await in_thread(self._environment_opened, provider.kind, environment, duration)
+            await in_thread(self._held.environment_opened, provider.kind, environment, duration)
             await environment.mark(f"turn-{self.number}")
             self._environment = environment
         return self._environment
@@ -278,7 +277,7 @@ class TurnRun:
         elif (action.confined, action.network) != (environment.confined, environment.network):
             refusal = Refusal("the gate", "The environment is not the one shown.")
         else:
-            refusal = await in_thread(self._redeem, grant, action.digest())
+            refusal = await in_thread(self._held.redeem, grant, action.digest())
         if refusal is not None:
             return Performed("refused", None, 0, events.Output(), refusal.reason)
         capture = Capture()
@@ -364,13 +363,17 @@ class TurnRun:
             )
             await self._take(MessageCreated(role="system", text=text))
 
+    async def _publish(self, kind: str, name: str, content: BinaryIO, summary: str = "") -> str:
+        sha256, size = await in_file_thread(store, content)
+        return await in_thread(self._held.artifact, kind, name, sha256, size, summary)
+
     # -- ends --------------------------------------------------------------------------------
 
     async def _finish(self, state: TurnState, code: str = "", message: str = "") -> None:
         if self._environment is not None:
             await self._publish_changes(self._environment)
         self.finishing = True
-        await in_thread(self._finished, state, code, message)
+        await in_thread(self._held.finish, state, code, message)
 
     async def _publish_changes(self, environment: Environment) -> None:
         diff = await environment.changes(f"turn-{self.number}")
@@ -378,124 +381,6 @@ class TurnRun:
             name = f"turn-{self.number}.diff"
             summary = await asyncio.to_thread(diffs.summary_of, diff)
             await self._publish("diff", name, io.BytesIO(diff), summary)
-
-    # -- the same, in threads: each is one transaction under the session's lock ---------------
-
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[Session]:
-        """Open a transaction with the session locked. Raises Fenced when the turn is not ours."""
-        with transaction.atomic():
-            session = Session.objects.lock(self.turn.session_id)
-            if session.fence != self.turn.fence:
-                raise Fenced(f"Turn {self.turn.pk} is not held any more.")
-            self.turn.session = session
-            yield session
-
-    def _review(self, question: gates.Question) -> Grant | Refusal | None:
-        with self._held() as session:
-            return gates.gate().review(session, self.turn, question)
-
-    def _redeem(self, grant: Grant, digest: str) -> Refusal | None:
-        with self._held() as session:
-            return gates.gate().redeem(session, self.turn, grant, digest)
-
-    async def _publish(self, kind: str, name: str, content: BinaryIO, summary: str = "") -> str:
-        sha256, size = await in_file_thread(store, content)
-        return await in_thread(self._record_artifact, kind, name, sha256, size, summary)
-
-    def _record_artifact(self, kind: str, name: str, sha256: str, size: int, summary: str) -> str:
-        name = events.storable(name)[:300]
-        with self._held() as session:
-            artifact, new = Artifact.objects.get_or_create(
-                session=session,
-                name=name,
-                sha256=sha256,
-                defaults={
-                    "turn": self.turn,
-                    "kind": kind,
-                    "media_type": media_type_of(name),
-                    "size": size,
-                    "summary": summary,
-                },
-            )
-            if new:
-                session.record(artifact.created_event(), turn=self.turn)
-            return artifact.pk
-
-    def _environment_opened(self, kind: str, environment: Environment, duration: int) -> None:
-        with self._held() as session:
-            row = ExecutionEnvironment.objects.filter(session=session).first()
-            ours = row is not None and row.holder == self.worker.holder
-            if ours and row.state == ExecutionEnvironment.State.ACTIVE:  # type: ignore[union-attr]
-                ExecutionEnvironment.objects.filter(session=session).update(last_used_at=Now())
-                return
-            row, _ = ExecutionEnvironment.objects.update_or_create(
-                session=session,
-                defaults={
-                    "provider": kind,
-                    "state": ExecutionEnvironment.State.ACTIVE,
-                    "confined": environment.confined,
-                    "network": environment.network,
-                    "detail": environment.detail,
-                    "holder": self.worker.holder,
-                    "last_used_at": timezone.now(),
-                },
-            )
-            event = events.EnvironmentResumed if environment.resumed else events.EnvironmentStarted
-            session.record(
-                event(
-                    environment_id=row.pk,
-                    provider=kind,
-                    confined=environment.confined,
-                    network=environment.network,
-                    detail=environment.detail,
-                    duration_ms=duration,
-                ),
-                turn=self.turn,
-            )
-
-    def _environment_failed(self, kind: str, detail: str) -> None:
-        with self._held() as session:
-            row, _ = ExecutionEnvironment.objects.update_or_create(
-                session=session,
-                defaults={
-                    "provider": kind,
-                    "state": ExecutionEnvironment.State.FAILED,
-                    "detail": detail[:500],
-                    "holder": "",
-                },
-            )
-            session.record(
-                events.EnvironmentFailed(
-                    environment_id=row.pk,
-                    provider=kind,
-                    confined=False,
-                    network=False,
-                    detail=detail[:500],
-                ),
-                turn=self.turn,
-            )
-
-    def _finished(self, state: TurnState, code: str, message: str) -> None:
-        with self._held():
-            turn = self.turn
-            closing: Payload
-            if state == TurnState.COMPLETED:
-                closing = events.TurnCompleted(duration_ms=turn.duration_ms)
-            elif state == TurnState.FAILED:
-                closing = events.TurnFailed(
-                    code=code, message=message, duration_ms=turn.duration_ms
-                )
-            else:
-                turn.refresh_from_db(fields=["cancel_requested_by", "cancel_reason"])
-                closing = events.TurnCancelled(
-                    by=turn.cancel_requested_by, reason=turn.cancel_reason
-                )
-            turn.finish(closing, state=state, code=code, message=message)
-
-    def _release(self) -> None:
-        with self._held():
-            self.turn.release()
 
 
 def _fingerprint(content: BinaryIO) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class LocalEnvironment:
     the step. Python finds modules in the working directory.
     """
 
-    grace = 2.0
+    grace = 1.5
     """Seconds between SIGTERM and SIGKILL."""
 
     def __init__(
