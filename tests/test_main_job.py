@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+from django.db import connection
 
 from approvals_app.decisions import decide
 from approvals_app.models import ApprovalRequest
 from sessions_app.models import Agent, Artifact, Session
 
 from .conftest import work
+from .left_out import need
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -66,3 +69,23 @@ def test_a_gated_runbook_parks_and_goes_on_after_the_decision(agent: Agent, alic
     assert (turn.state, turn.error_message) == ("COMPLETED", "")
     assert session.state == "WAITING_FOR_INPUT"
     assert Artifact.objects.get().name == "note.txt"
+
+
+def test_a_step_cannot_reach_the_database_through_its_socket(agent: Agent, alice):
+    need("bwrap", "bubblewrap")
+    place = connection.get_connection_params()["host"]
+    sockets = [str(path) for path in Path(place).glob(".s.PGSQL.*") if path.is_socket()]
+    assert sockets, "the tests' own database listens on a socket in the file system"
+    knock = f"""import socket
+for kind, path in ((socket.AF_UNIX, {sockets[0]!r}), (socket.AF_INET, ("127.0.0.1", 5432))):
+    try:
+        socket.socket(kind).connect(path)
+        print("reached")
+    except OSError as error:
+        print("refused", error.errno)
+"""
+    instruction = f"```python\n{knock}```\n"
+    session, _ = Session.objects.start(agent=agent, owner=alice, instruction=instruction)
+    run(session)
+    output = session.events.get(type="tool_call.completed").data["output"]["head"]
+    assert output.split() == ["refused", "2", "refused", "111"]

@@ -115,6 +115,17 @@ async def _close_and_archive(session: Session, user: User) -> None:
     await in_thread(session.unarchive, by=user)
 
 
+async def test_a_failed_turn_and_its_retry_show_live_as_on_a_fresh_page(agent, alice):
+    session = await opened(agent, alice, "```sh\nexit 3\n```")
+    async with Watcher(session, alice) as page:
+        await engine.worker().advance(session.pk)
+        await same_as_fresh(page)
+        turn = await in_thread(session.turns.get)
+        await in_thread(turn.retry, by=alice)
+        timeline = await same_as_fresh(page)
+    assert "Turn 2" in timeline.text()
+
+
 @pytest.mark.parametrize("verb", [_cancel, _close, _close_and_archive])
 async def test_ending_a_parked_turn_shows_live_as_on_a_fresh_page(
     agent, alice, verb: Callable[[Session, User], object]
