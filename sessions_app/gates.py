@@ -1,7 +1,7 @@
 """The seam between the engine and whoever decides what may run.
 
-The engine asks here before every action and again at its execution. `approvals_app` registers the
-gate that answers. Without one, nothing is allowed: it fails closed.
+The engine asks here before every action and again at its execution. An app registers the gate
+that answers. Without one, nothing is allowed: it fails closed.
 """
 
 from __future__ import annotations
