@@ -45,7 +45,7 @@ class Reader:
     user_id: int
     cursor: int
     write: Callable[[str], Awaitable[None]]
-    close: Callable[[int], Awaitable[None]]
+    hang_up: Callable[[int], Awaitable[None]]
     key: str = ""
     """Names the sign-in that opened it, so that signing out closes it."""
 
@@ -55,6 +55,13 @@ class Reader:
             await self.write(text)
         except Exception as error:
             logger.debug("A page left while it was written to: %s", error)
+
+    async def close(self, code: int) -> None:
+        """Close the socket with a code, unless the page has just gone."""
+        try:
+            await self.hang_up(code)
+        except Exception as error:
+            logger.debug("A page left while it was closed: %s", error)
 
 
 class Feed:
@@ -76,6 +83,17 @@ class Feed:
         self.wake.set()
 
     async def run(self) -> None:
+        """Serve until the last reader has left. A feed that ends is never joined again."""
+        try:
+            await self._run()
+        finally:
+            self._retire()
+
+    def _retire(self) -> None:
+        if _feeds.get(self.session_id) is self:
+            del _feeds[self.session_id]
+
+    async def _run(self) -> None:
         layer = get_channel_layer()
         channel = await layer.new_channel()
         group = live.session_group(self.session_id)
@@ -94,7 +112,8 @@ class Feed:
                 if not full and self.readers:
                     await self.wake.wait()
         finally:
-            _feeds.pop(self.session_id, None)
+            # Before anything is awaited: whoever comes now starts a feed of their own.
+            self._retire()
             listening.cancel()
             await layer.group_discard(group, channel)
 
@@ -246,6 +265,18 @@ class RailFeed:
         self._told: dict[str, datetime] = {}
 
     async def run(self) -> None:
+        """Serve until the last reader has left. A feed that ends is never joined again."""
+        try:
+            await self._run()
+        finally:
+            self._retire()
+
+    def _retire(self) -> None:
+        global _rail
+        if _rail is self:
+            _rail = None
+
+    async def _run(self) -> None:
         layer = get_channel_layer()
         channel = await layer.new_channel()
         await layer.group_add(live.RAIL, channel)
@@ -262,8 +293,7 @@ class RailFeed:
                 self.wake.clear()
                 await self._look()
         finally:
-            global _rail
-            _rail = None
+            self._retire()
             listening.cancel()
             await layer.group_discard(live.RAIL, channel)
 

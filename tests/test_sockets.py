@@ -224,6 +224,23 @@ async def test_a_feed_that_fails_tells_its_sockets_to_come_back(agent, alice, mo
         assert "anything" in (await same_as_fresh(page)).text()
 
 
+async def test_a_feed_that_cannot_even_begin_is_not_joined_again(agent, alice, monkeypatch):
+    from channels.layers import get_channel_layer
+
+    async def away(group: str, channel: str) -> None:
+        raise ConnectionError("the layer is away")
+
+    session = await opened(agent, alice)
+    monkeypatch.setattr(get_channel_layer(), "group_add", away)
+    async with Watcher(session, alice) as page:
+        assert await page.frame() is None
+        assert page.closed_with == feeds.COME_BACK
+        monkeypatch.undo()
+        await page.connect()
+        await in_thread(_say, session, "back again")
+        assert "back again" in (await same_as_fresh(page)).text()
+
+
 # -- drafts and lists ----------------------------------------------------------------------------
 
 
