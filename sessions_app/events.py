@@ -7,6 +7,7 @@ runners, models and clients can all speak these words.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
@@ -63,6 +64,10 @@ class MessageCreated(Payload):
     ref: Ref | None = None
     """The runner's own name for the message, by which a resumed runner knows it was said."""
 
+    def item(self, turn: str) -> str:
+        # A turn's instruction can be edited while it is queued; the row shows the latest.
+        return f"instruction:{turn}" if self.role == "user" and turn else ""
+
 
 class ToolCallStarted(Payload):
     type = "tool_call.started"
@@ -104,9 +109,24 @@ class ToolCallCompleted(Payload):
 
 
 class ProgressUpdated(Payload):
+    """How far the turn has come; drawn as the bar of the turn's row."""
+
     type = "progress.updated"
     label: Line
     fraction: float | None = Field(None, ge=0, le=1)
+
+    def item(self, turn: str) -> str:
+        return f"turn:{turn}"
+
+
+class UsageRecorded(Payload):
+    """What a model's provider counted for a part of the turn."""
+
+    type = "usage.recorded"
+    input_tokens: int = Field(0, ge=0)
+    output_tokens: int = Field(0, ge=0)
+    cost: Decimal = Field(Decimal(0), ge=0, max_digits=14, decimal_places=6, description="in USD")
+    model: Line = ""
 
 
 class HandoffSummaryCreated(Payload):
@@ -239,6 +259,17 @@ class TurnQueued(_TurnEvent):
     retry_of: int | None = Field(None, ge=1, description="the number of the turn it repeats")
 
 
+class TurnEdited(Payload):
+    """A queued turn's instruction was changed before any of it ran."""
+
+    type = "turn.edited"
+    text: Text
+    by: Line
+
+    def item(self, turn: str) -> str:
+        return f"instruction:{turn}"
+
+
 class TurnStarted(_TurnEvent):
     type = "turn.started"
     attempt: int = Field(ge=1)
@@ -271,6 +302,28 @@ class SessionCreated(Payload):
     agent: Line
     title: Line
     by: Line
+    parent: str | None = Field(None, description="the session that delegated this work")
+
+
+class SessionForked(Payload):
+    """The first event of a fork: what stands before it is another session's."""
+
+    type = "session.forked"
+    agent: Line
+    title: Line
+    by: Line
+    session_id: str = Field(description="the session it was forked from")
+    turn: int = Field(ge=1, description="the number of the last turn it goes on from")
+    last_seq: int = Field(ge=1, description="that session's last seq which belongs to it")
+
+
+class SessionDelegated(Payload):
+    """A turn gave work to another agent, in a session of its own."""
+
+    type = "session.delegated"
+    session_id: str
+    agent: Line
+    title: Line
 
 
 class _SessionState(Payload):
@@ -317,6 +370,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         ToolCallStarted,
         ToolCallCompleted,
         ProgressUpdated,
+        UsageRecorded,
         HandoffSummaryCreated,
         WidgetCreated,
         WidgetUpdated,
@@ -330,11 +384,14 @@ PAYLOADS: dict[str, type[Payload]] = {
         EnvironmentFailed,
         ArtifactCreated,
         TurnQueued,
+        TurnEdited,
         TurnStarted,
         TurnCompleted,
         TurnFailed,
         TurnCancelled,
         SessionCreated,
+        SessionForked,
+        SessionDelegated,
         SessionActivated,
         SessionWaitingForInput,
         SessionWaitingForPermission,

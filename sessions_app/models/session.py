@@ -15,6 +15,7 @@ from .. import events, gates, ids, live
 from ..events import Payload
 from .agent import Agent
 from .event import Event
+from .usage import Usage
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
@@ -48,6 +49,9 @@ class SessionState(models.TextChoices):
     CANCELLED = "CANCELLED", "cancelled"  # closed by a person; a new turn reopens it
     ARCHIVED = "ARCHIVED", "archived"  # hidden from active views; unarchive restores
 
+
+# What a reuse key does not lead to any more. A failed session needs review: it is still somebody's.
+FINISHED = ["COMPLETED", "CANCELLED", "ARCHIVED"]
 
 STATE_EVENTS: dict[str, type[events._SessionState]] = {
     SessionState.ACTIVE: events.SessionActivated,
@@ -145,7 +149,7 @@ def title_of(instruction: str) -> str:
     return "Untitled"
 
 
-class Session(models.Model):
+class Session(Usage):
     State = SessionState
 
     id = ids.id_field(ids.session_id)
@@ -162,6 +166,20 @@ class Session(models.Model):
     # "<turn>:<attempt>" of the worker that may write; empty when none may.
     fence = models.CharField(max_length=60, blank=True, default="", db_collation="C")
     idempotency_key = models.CharField(max_length=64, null=True, blank=True)  # noqa: DJ001
+    # What the work is about, in the words of whoever may continue it without knowing the id.
+    reuse_key = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001
+    # Lineage. A fork goes on from `forked_seq` of another session; a child was given its work by
+    # a turn of its parent.
+    forked_from = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="forks"
+    )
+    forked_seq = models.BigIntegerField(null=True, blank=True)
+    parent = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="children"
+    )
+    spawned_by_turn = models.ForeignKey(
+        "Turn", models.SET_NULL, null=True, blank=True, related_name="spawned"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     last_activity_at = models.DateTimeField(default=timezone.now)
     # When something changed that lists of sessions show.
@@ -174,6 +192,11 @@ class Session(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["owner", "idempotency_key"], name="one_session_per_key"
+            ),
+            models.UniqueConstraint(
+                fields=["agent", "reuse_key"],
+                condition=~models.Q(state__in=FINISHED),
+                name="one_unfinished_session_per_reuse_key",
             ),
         ]
         indexes = [

@@ -19,6 +19,7 @@ from .. import events, ids, live
 from ..events import Payload
 from .event import Fenced
 from .session import NotPossible, Session
+from .usage import Usage
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
@@ -113,7 +114,7 @@ class TurnQuerySet(models.QuerySet["Turn"]):
             return turn
 
 
-class Turn(models.Model):
+class Turn(Usage):
     State = TurnState
     FINAL: ClassVar[tuple[str, ...]] = _FINAL
 
@@ -121,6 +122,8 @@ class Turn(models.Model):
     session = models.ForeignKey(Session, models.CASCADE, related_name="turns")
     number = models.IntegerField()
     state = models.CharField(max_length=30, choices=TurnState.choices, default=TurnState.QUEUED)
+    # Where it stands in the queue, before its number counts; one that interrupts goes first.
+    position = models.IntegerField(default=0)
     instruction = models.TextField()
     author = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.PROTECT, null=True, related_name="turns"
