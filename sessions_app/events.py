@@ -294,6 +294,13 @@ class TurnCancelled(_TurnEvent):
     reason: Text = ""
 
 
+class TurnRetried(_TurnEvent):
+    """A turn that had ended badly was submitted again."""
+
+    type = "turn.retried"
+    number: int = Field(ge=1, description="the number of the new turn")
+
+
 # -- sessions ----------------------------------------------------------------------------------
 
 
@@ -389,6 +396,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         TurnCompleted,
         TurnFailed,
         TurnCancelled,
+        TurnRetried,
         SessionCreated,
         SessionForked,
         SessionDelegated,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from django.db import transaction
 from django.db.models.functions import Now
@@ -17,7 +18,8 @@ from .environments.base import Environment
 from .events import Payload
 from .models import Artifact, ExecutionEnvironment, Fenced, Session, Turn
 from .models.artifact import media_type_of
-from .models.turn import TurnState
+from .models.states import TurnState
+from .models.usage import Usage
 from .runners.base import Grant, Refusal
 
 
@@ -63,7 +65,27 @@ class HeldTurn:
             )
             if new:
                 session.record(artifact.created_event(), turn=self.turn)
+                self._spend(storage_bytes=size)
             return artifact.pk
+
+    def usage(self, usage: events.UsageRecorded) -> None:
+        with self._held() as session:
+            session.record(usage, turn=self.turn)
+            self._spend(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cost=usage.cost,
+            )
+
+    def computed(self, milliseconds: int) -> None:
+        with self._held():
+            self._spend(compute_ms=milliseconds)
+
+    def _spend(self, **amounts: Any) -> None:
+        """Add to what the turn and its session have used."""
+        if more := Usage.more(**amounts):
+            Turn.objects.filter(pk=self.turn.pk).update(**more)
+            Session.objects.filter(pk=self.turn.session_id).update(**more)
 
     def environment_opened(self, kind: str, environment: Environment, duration: int) -> None:
         with self._held() as session:

@@ -17,12 +17,19 @@ from pydantic import JsonValue
 from . import diffs, events, gates, live
 from .environments import registry as environments
 from .environments.base import Command, Environment, EnvironmentUnavailable
-from .events import MessageCreated, Payload, ToolCallCompleted, ToolCallStarted
+from .events import (
+    MessageCreated,
+    Payload,
+    ToolCallCompleted,
+    ToolCallStarted,
+    UsageRecorded,
+)
 from .held import HeldTurn
 from .models import Fenced, Turn
 from .models.artifact import store
 from .models.event import append_async
-from .models.turn import CancelPending, TurnState
+from .models.states import TurnState
+from .models.turn import CancelPending
 from .output import MOST_BYTES, Capture
 from .runners import registry as runners
 from .runners.base import Action, Grant, Parked, Performed, Refusal, TurnFailure
@@ -48,6 +55,7 @@ AUTHORED = {
     "widget.created",
     "widget.updated",
     "progress.updated",
+    "usage.recorded",
     "handoff_summary.created",
 }
 
@@ -116,8 +124,15 @@ class TurnRun:
             logger.error("The runner of %s does not let itself be stopped.", self.turn.fence)
 
     async def _drive(self) -> None:
+        runner = runners.get(self.turn.session.agent.runner)
+        if self.turn.attempt > 1 and not runner.capabilities.resumes:
+            raise TurnFailure(
+                "lost_worker",
+                f"The worker that ran this turn is gone, and {runner.label} cannot go on from the "
+                "middle. Retry it to start from the beginning.",
+            )
         self.history = await in_thread(self._load_history)
-        stream = runners.get(self.turn.session.agent.runner).run(self)
+        stream = runner.run(self)
         async with contextlib.aclosing(stream):  # type: ignore[type-var]
             async for payload in stream:
                 await self._take(payload)
@@ -190,6 +205,10 @@ class TurnRun:
             raise TypeError(f"A runner may not author {payload.type}.")
         if isinstance(payload, MessageCreated) and payload.role == "assistant":
             payload = payload.model_copy(update={"author": payload.author or self._agent_name})
+        if isinstance(payload, UsageRecorded):
+            await self.flush()
+            await in_thread(self._held.usage, payload)
+            return
         self._pending.append(payload)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
@@ -289,6 +308,7 @@ class TurnRun:
                 Command(action.tool, action.source, action.timeout), capture.feed, self.cancelled
             )
             showing.cancel()
+            await in_thread(self._held.computed, ended.duration_ms)
             whole = capture.whole
             artifact_id = None
             if whole is not None:

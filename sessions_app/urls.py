@@ -16,12 +16,18 @@ urlpatterns = [
         keeping.session_completion,
         name="session_completion",
     ),
+    path(
+        "sessions/<str:session_id>/cancellation/",
+        keeping.session_cancellation,
+        name="session_cancellation",
+    ),
     path("sessions/<str:session_id>/archival/", keeping.session_archival, name="session_archival"),
     path(
         "sessions/<str:session_id>/restoration/",
         keeping.session_restoration,
         name="session_restoration",
     ),
+    path("turns/<str:turn_id>/instruction/", turns.turn_edit, name="turn_edit"),
     path("turns/<str:turn_id>/retry/", turns.turn_retry, name="turn_retry"),
     path("turns/<str:turn_id>/cancellation/", turns.turn_cancel, name="turn_cancel"),
     path("artifacts/<str:artifact_id>/", artifacts.artifact_page, name="artifact_page"),

@@ -12,7 +12,8 @@ from procrastinate.contrib.django.models import ProcrastinateJob
 from approvals_app.models import ApprovalRequest
 from sessions_app import events
 from sessions_app.models import Agent, Event, NotPossible, Session, Turn
-from sessions_app.models.session import STATE_EVENTS, SessionState, title_of
+from sessions_app.models.session import title_of
+from sessions_app.models.states import STATE_EVENTS, SessionState
 
 from .scenes import (
     LEASE,

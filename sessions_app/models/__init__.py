@@ -2,7 +2,8 @@ from .agent import Agent
 from .artifact import Artifact
 from .environment import ExecutionEnvironment
 from .event import Event, Fenced
-from .session import NotPossible, Session
+from .session import Session
+from .states import NotPossible
 from .turn import Turn
 
 __all__ = [

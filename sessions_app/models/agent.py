@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import models
 
 from .. import ids
+from .usage import Usage
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
@@ -61,6 +62,11 @@ class Agent(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def usage(self) -> dict[str, Any]:
+        """Sum up what the sessions of this agent have used, by the names of `Usage.FIELDS`."""
+        sums = self.sessions.aggregate(**{name: models.Sum(name) for name in Usage.FIELDS})
+        return {name: amount or 0 for name, amount in sums.items()}
 
     def why_not(self, user: User | AnonymousUser) -> str:
         """Say why a person may not give this agent work; an empty text when they may."""

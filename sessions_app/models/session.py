@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -15,6 +16,7 @@ from .. import events, gates, ids, live
 from ..events import Payload
 from .agent import Agent
 from .event import Event
+from .states import FINAL, FINISHED, SESSION, STATE_EVENTS, NotPossible, SessionState, TurnState
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -23,44 +25,17 @@ if TYPE_CHECKING:
     from .turn import Turn
 
 
+WhenBusy = Literal["queue", "reject", "interrupt"]
+"""What becomes of a turn that is submitted while another one is queued, runs or waits."""
+
+OPEN_TRIES = 10
+
+
 class ClockTimestamp(models.Func):
     """The database's time of the statement, not of its transaction."""
 
     function = "clock_timestamp"
     output_field = models.DateTimeField()
-
-
-class NotPossible(Exception):
-    """A transition was refused and nothing changed; the message says why."""
-
-
-class SessionState(models.TextChoices):
-    """The states of design: who moves them on is `settle`, except where a person is named.
-
-    Rows are deleted by retention only.
-    """
-
-    CREATED = "CREATED", "created"  # the first turn moves it on
-    ACTIVE = "ACTIVE", "running"  # a turn is queued or running
-    WAITING_FOR_INPUT = "WAITING_FOR_INPUT", "waiting for input"  # done for now, or a question
-    WAITING_FOR_PERMISSION = "WAITING_FOR_PERMISSION", "waiting for permission"  # a decision
-    COMPLETED = "COMPLETED", "completed"  # closed by a person; a new turn reopens it
-    FAILED = "FAILED", "failed"  # the last turn failed: needs review
-    CANCELLED = "CANCELLED", "cancelled"  # closed by a person; a new turn reopens it
-    ARCHIVED = "ARCHIVED", "archived"  # hidden from active views; unarchive restores
-
-
-# What a reuse key does not lead to any more. A failed session needs review: it is still somebody's.
-FINISHED = ["COMPLETED", "CANCELLED", "ARCHIVED"]
-
-STATE_EVENTS: dict[str, type[events._SessionState]] = {
-    SessionState.ACTIVE: events.SessionActivated,
-    SessionState.WAITING_FOR_INPUT: events.SessionWaitingForInput,
-    SessionState.WAITING_FOR_PERMISSION: events.SessionWaitingForPermission,
-    SessionState.COMPLETED: events.SessionCompleted,
-    SessionState.FAILED: events.SessionFailed,
-    SessionState.CANCELLED: events.SessionCancelled,
-}
 
 
 class SessionQuerySet(models.QuerySet["Session"]):
@@ -99,44 +74,125 @@ class SessionQuerySet(models.QuerySet["Session"]):
         """
         return self.select_for_update(no_key=True).get(pk=session_id)
 
+    def open(
+        self,
+        *,
+        agent: Agent,
+        owner: User,
+        title: str = "",
+        reuse_key: str | None = None,
+        idempotency_key: str | None = None,
+        parent: Session | None = None,
+        spawned_by_turn: Turn | None = None,
+    ) -> tuple[Session, bool]:
+        """Return the agent's unfinished session with this reuse key, or a new one; say if it is.
+
+        Of callers at the same moment one opens it and the others get that one. The session's row
+        is locked. Raises IntegrityError for an idempotency key that its owner has used.
+        """
+        for _ in range(OPEN_TRIES):
+            if found := reuse_key and self._unfinished(agent, reuse_key):
+                return found, False
+            try:
+                with transaction.atomic():
+                    session = self.create(
+                        agent=agent,
+                        owner=owner,
+                        title=title or "Untitled",
+                        reuse_key=reuse_key or None,
+                        idempotency_key=idempotency_key,
+                        parent=parent,
+                        spawned_by_turn=spawned_by_turn,
+                    )
+            except IntegrityError as error:
+                # Somebody else's insert came first. Ours waited for it, so it can be seen now.
+                if _constraint(error) != "one_unfinished_session_per_reuse_key":
+                    raise
+                continue
+            session.record(
+                events.SessionCreated(
+                    agent=agent.name,
+                    title=session.title,
+                    by=owner.get_username(),
+                    parent=parent.pk if parent else None,
+                )
+            )
+            return session, True
+        raise NotPossible("This session is opened and finished over and over. Try again.")
+
+    def _unfinished(self, agent: Agent, reuse_key: str) -> Session | None:
+        found = self.filter(agent=agent, reuse_key=reuse_key).exclude(state__in=FINISHED)
+        return found.select_for_update(no_key=True).first()
+
     def start(
         self,
         *,
         agent: Agent,
         owner: User,
         instruction: str,
+        reuse_key: str | None = None,
+        when_busy: WhenBusy = "queue",
         idempotency_key: str | None = None,
+        **lineage: Any,
     ) -> tuple[Session, bool]:
-        """Open a session with its first turn; say whether it is new.
+        """Submit a turn to the session that has this reuse key, or to a new one; say if it is.
 
-        A repeat with the same key and instruction returns the first one. Raises NotPossible for
-        the same key with another instruction.
+        A repeat with the same idempotency key and instruction changes nothing and returns the
+        session of the first call. Raises NotPossible for the same key with another instruction.
         """
+        key = idempotency_key
+        repeated = partial(self._repeated, key, reuse_key, agent, owner, instruction)
         try:
             with transaction.atomic():
-                session = self.create(
+                if first := repeated():
+                    return first, False
+                session, new = self.open(
                     agent=agent,
                     owner=owner,
                     title=title_of(instruction),
-                    idempotency_key=idempotency_key,
+                    reuse_key=reuse_key,
+                    idempotency_key=None if reuse_key else key,
+                    **lineage,
                 )
-                session.record(
-                    events.SessionCreated(
-                        agent=agent.name, title=session.title, by=owner.get_username()
-                    )
-                )
-                session.submit(instruction, author=owner, idempotency_key=idempotency_key)
-                return session, True
+                session.submit(instruction, author=owner, idempotency_key=key, when_busy=when_busy)
+                return session, new
         except IntegrityError:
-            first = self.filter(owner=owner, idempotency_key=idempotency_key).first()
-            if idempotency_key is None or first is None:
-                raise
-            if first.agent_id != agent.pk or first.turns.get(number=1).instruction != instruction:
-                raise NotPossible(
-                    "This form was sent before with another instruction. "
-                    "Reload the page to send this one as a new session."
-                ) from None
-            return first, False
+            # The same call at the same moment, which came first.
+            if first := repeated():
+                return first, False
+            raise
+
+    def _repeated(
+        self,
+        key: str | None,
+        reuse_key: str | None,
+        agent: Agent,
+        owner: User,
+        instruction: str,
+    ) -> Session | None:
+        """Find the session of an earlier call with this key. Raises NotPossible for another."""
+        from .turn import Turn
+
+        if not key:
+            return None
+        same = models.Q(session__owner=owner, session__idempotency_key=key)
+        if reuse_key:
+            same |= models.Q(session__agent=agent, session__reuse_key=reuse_key)
+        turns = Turn.objects.filter(same, author=owner, idempotency_key=key)
+        turn = turns.select_related("session").first()
+        if turn is None:
+            return None
+        if turn.session.agent_id != agent.pk or turn.instruction != instruction:
+            raise NotPossible(
+                "This form was sent before with another instruction. "
+                "Reload the page to send this one as a new session."
+            )
+        return turn.session
+
+
+def _constraint(error: IntegrityError) -> str | None:
+    """Name the constraint that a row would have broken."""
+    return getattr(getattr(error.__cause__, "diag", None), "constraint_name", None)
 
 
 def title_of(instruction: str) -> str:
@@ -239,56 +295,82 @@ class Session(Usage):
         author: User,
         idempotency_key: str | None = None,
         retry_of: Turn | None = None,
+        when_busy: WhenBusy = "queue",
     ) -> tuple[Turn, bool]:
-        """Add a turn to the queue; say whether it is new.
+        """Add a turn to the queue; say whether it is new. A closed session is reopened by it.
 
-        A repeat with the same key and instruction returns the first one. Raises NotPossible for
-        an archived session, and for the same key with another instruction.
+        `when_busy` is for a session that has work already: `reject` refuses, `interrupt` stops
+        the open turn and goes before those that are queued. A repeat with the same key and
+        instruction returns the first one. Raises NotPossible for an archived session, and for
+        the same key with another instruction.
         """
-        from .turn import Turn
-
         with transaction.atomic():
             session = Session.objects.lock(self.pk)
-            if idempotency_key:
-                first = session.turns.filter(idempotency_key=idempotency_key).first()
-                if first is not None:
-                    if first.instruction != instruction:
-                        raise NotPossible(
-                            "This form was sent before with another instruction. "
-                            "Reload the page to send this one too."
-                        )
-                    return first, False
-            if retry_of and (again := retry_of.retries.exclude(state__in=Turn.FINAL).first()):
-                return again, False
-            if session.state == SessionState.ARCHIVED:
-                raise NotPossible("This session is archived. Unarchive it to go on.")
-            turn = Turn.objects.create(
-                session=session,
-                number=session.last_turn + 1,
-                instruction=instruction,
-                author=author,
-                idempotency_key=idempotency_key,
-                retry_of=retry_of,
-            )
-            name = author.get_username()
-            Session.objects.filter(pk=session.pk).update(last_turn=turn.number)
-            session.record(
-                events.TurnQueued(
-                    number=turn.number, by=name, retry_of=retry_of.number if retry_of else None
-                ),
-                events.MessageCreated(role="user", text=instruction, author=name),
-                turn=turn,
-            )
-            session.settle(by=name)
-            turn.enqueue()
+            first = session._submitted(instruction, idempotency_key, retry_of)
+            if first is None:
+                turn = session._enqueue(instruction, author, idempotency_key, retry_of, when_busy)
             self.refresh_from_db()
-            return turn, True
+            return (turn, True) if first is None else (first, False)
+
+    def _submitted(
+        self, instruction: str, idempotency_key: str | None, retry_of: Turn | None
+    ) -> Turn | None:
+        """Find the turn that an earlier call of this kind made."""
+        if idempotency_key:
+            first = self.turns.filter(idempotency_key=idempotency_key).first()
+            if first is not None and first.instruction != instruction:
+                raise NotPossible(
+                    "This form was sent before with another instruction. "
+                    "Reload the page to send this one too."
+                )
+            return first
+        return retry_of.retries.exclude(state__in=FINAL).first() if retry_of else None
+
+    def _enqueue(
+        self,
+        instruction: str,
+        author: User,
+        idempotency_key: str | None,
+        retry_of: Turn | None,
+        when_busy: WhenBusy,
+    ) -> Turn:
+        name = author.get_username()
+        if self.state not in SESSION["submit"].leaves:
+            raise NotPossible("This session is archived. Unarchive it to go on.")
+        waiting = list(self.turns.exclude(state__in=FINAL).order_by("position", "number"))
+        if waiting and when_busy == "reject":
+            raise NotPossible(f"{waiting[0]} of this session is not done yet. Try again later.")
+        first = when_busy == "interrupt"
+        turn = self.turns.create(
+            number=self.last_turn + 1,
+            position=min((other.position for other in waiting), default=0) - 1 if first else 0,
+            instruction=instruction,
+            author=author,
+            idempotency_key=idempotency_key,
+            retry_of=retry_of,
+        )
+        Session.objects.filter(pk=self.pk).update(last_turn=turn.number)
+        if retry_of:
+            self.record(events.TurnRetried(number=turn.number), turn=retry_of)
+        self.record(
+            events.TurnQueued(
+                number=turn.number, by=name, retry_of=retry_of.number if retry_of else None
+            ),
+            events.MessageCreated(role="user", text=instruction, author=name),
+            turn=turn,
+        )
+        if first:
+            for other in waiting:
+                if other.state != TurnState.QUEUED:
+                    other.session = self
+                    other.stop(by=name, reason=f"{turn} interrupted it")
+        self.settle(by=name)
+        turn.enqueue()
+        return turn
 
     def settle(self, *, by: str = "") -> None:
         """Set the state that follows from the turns. Call with the row locked."""
-        from .turn import Turn, TurnState
-
-        open_states = set(self.turns.exclude(state__in=Turn.FINAL).values_list("state", flat=True))
+        open_states = set(self.turns.exclude(state__in=FINAL).values_list("state", flat=True))
         if TurnState.WAITING_FOR_PERMISSION in open_states:
             state = SessionState.WAITING_FOR_PERMISSION
         elif TurnState.WAITING_FOR_INPUT in open_states:
@@ -304,10 +386,27 @@ class Session(Usage):
         self._move(state, by=by)
 
     def _move(self, state: str, *, by: str, reason: str = "") -> None:
-        moved = Session.objects.filter(pk=self.pk).exclude(state=state).update(state=state)
+        if self.state == state:
+            return
+        reason = self._enter(state) or reason
+        self.record(STATE_EVENTS[state](by=by, reason=reason))
+
+    def _enter(self, state: str, **changes: Any) -> str:
+        """Write a state, and what belongs to it. Say what had to be given up for it."""
+        row, given_up = Session.objects.filter(pk=self.pk), ""
+        try:
+            with transaction.atomic(savepoint=self._comes_back(state)):
+                row.update(state=state, **changes)
+        except IntegrityError:
+            row.update(state=state, reuse_key=None, **changes)
+            given_up = f"a newer session goes on under its reuse key “{self.reuse_key}”"
+            self.reuse_key = None
         self.state = state
-        if moved:
-            self.record(STATE_EVENTS[state](by=by, reason=reason))
+        return given_up
+
+    def _comes_back(self, state: str) -> bool:
+        """Whether its reuse key counts again, which another session may have taken meanwhile."""
+        return bool(self.reuse_key) and self.state in FINISHED and state not in FINISHED
 
     # -- closing and keeping ---------------------------------------------------------------
 
@@ -316,18 +415,12 @@ class Session(Usage):
 
         Raises NotPossible when it is closed already or archived.
         """
-        from .turn import Turn
-
-        assert state in {SessionState.COMPLETED, SessionState.CANCELLED}
+        assert state in SESSION["close"].enters
         with transaction.atomic():
             session = Session.objects.lock(self.pk)
-            if session.state in {
-                SessionState.COMPLETED,
-                SessionState.CANCELLED,
-                SessionState.ARCHIVED,
-            }:
+            if session.state not in SESSION["close"].leaves:
                 raise NotPossible(f"This session is {session.get_state_display()} already.")
-            for turn in session.turns.exclude(state__in=Turn.FINAL).order_by("number"):
+            for turn in session.turns.exclude(state__in=FINAL).order_by("number"):
                 turn.session = session
                 turn.end_as_cancelled(
                     by=by.get_username(), reason=reason or "the session was closed", settle=False
@@ -337,17 +430,13 @@ class Session(Usage):
 
     def archive(self, *, by: User) -> None:
         """Hide the session from active views. Raises NotPossible while a turn is open."""
-        from .turn import Turn
-
         with transaction.atomic():
             session = Session.objects.lock(self.pk)
             if session.state == SessionState.ARCHIVED:
                 raise NotPossible("This session is archived already.")
-            if session.turns.exclude(state__in=Turn.FINAL).exists():
+            if session.turns.exclude(state__in=FINAL).exists():
                 raise NotPossible("A turn is still open. Stop it, then archive the session.")
-            Session.objects.filter(pk=self.pk).update(
-                state=SessionState.ARCHIVED, archived_from=session.state
-            )
+            session._enter(SessionState.ARCHIVED, archived_from=session.state)
             session.record(events.SessionArchived(by=by.get_username()))
         self.refresh_from_db()
 
@@ -355,12 +444,11 @@ class Session(Usage):
         """Bring the session back in the state it had. Raises NotPossible when not archived."""
         with transaction.atomic():
             session = Session.objects.lock(self.pk)
-            if session.state != SessionState.ARCHIVED:
+            if session.state not in SESSION["unarchive"].leaves:
                 raise NotPossible("This session is not archived.")
-            Session.objects.filter(pk=self.pk).update(
-                state=session.archived_from or SessionState.WAITING_FOR_INPUT, archived_from=""
-            )
-            session.record(events.SessionUnarchived(by=by.get_username()))
+            state = session.archived_from or SessionState.WAITING_FOR_INPUT
+            reason = session._enter(state, archived_from="")
+            session.record(events.SessionUnarchived(by=by.get_username(), reason=reason))
         self.refresh_from_db()
 
     def close_turn_use(self, turn: Turn, *, by: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from django.conf import settings
 from django.db import models, transaction
@@ -18,7 +18,8 @@ from django.utils import timezone
 from .. import events, ids, live
 from ..events import Payload
 from .event import Fenced
-from .session import NotPossible, Session
+from .session import Session
+from .states import ENDED, FINAL, OPEN, TURN, NotPossible, TurnState
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -31,34 +32,17 @@ class CancelPending(Exception):
     """The turn is asked to end: its holder ends it instead of parking it."""
 
 
-class TurnState(models.TextChoices):
-    """Rows of every state are deleted with their session's history only."""
-
-    QUEUED = "QUEUED", "queued"  # a worker claims it when no earlier turn is open
-    RUNNING = "RUNNING", "running"  # its holder finishes or parks it; rescue when the lease ends
-    WAITING_FOR_INPUT = "WAITING_FOR_INPUT", "waiting for input"  # an answer moves it on
-    WAITING_FOR_PERMISSION = "WAITING_FOR_PERMISSION", "waiting for permission"  # a decision does
-    COMPLETED = "COMPLETED", "completed"  # final
-    FAILED = "FAILED", "failed"  # final; a retry is a new turn
-    CANCELLED = "CANCELLED", "cancelled"  # final
-
-
-ENDED: dict[str, str] = {
-    TurnState.COMPLETED: "has ended",
-    TurnState.FAILED: "failed",
-    TurnState.CANCELLED: "was cancelled",
-}
-_FINAL = (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
-_OPEN = (TurnState.RUNNING, TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION)
-
-
 class TurnQuerySet(models.QuerySet["Turn"]):
     def visible_to(self, user: User | AnonymousUser) -> TurnQuerySet:
         return self.filter(session__in=Session.objects.visible_to(user))
 
     def open(self) -> TurnQuerySet:
         """Those that hold their session: running, or waiting for a person."""
-        return self.filter(state__in=_OPEN)
+        return self.filter(state__in=OPEN)
+
+    def queued(self) -> TurnQuerySet:
+        """Those that wait for their turn, in the order in which they will be worked."""
+        return self.filter(state=TurnState.QUEUED).order_by("position", "number")
 
     def unheld(self) -> TurnQuerySet:
         """Running, but let go of, or nobody renews the lease. The database's clock decides."""
@@ -90,7 +74,7 @@ class TurnQuerySet(models.QuerySet["Turn"]):
             if of_session.open().exists():
                 before = of_session.unheld().first()
             else:
-                before = of_session.filter(state=TurnState.QUEUED).order_by("number").first()
+                before = of_session.queued().first()
             if before is None:
                 return None
             won = self.filter(pk=before.pk, state=before.state, attempt=before.attempt).update(
@@ -116,7 +100,6 @@ class TurnQuerySet(models.QuerySet["Turn"]):
 
 class Turn(Usage):
     State = TurnState
-    FINAL: ClassVar[tuple[str, ...]] = _FINAL
 
     id = ids.id_field(ids.turn_id)
     session = models.ForeignKey(Session, models.CASCADE, related_name="turns")
@@ -154,16 +137,16 @@ class Turn(Usage):
             models.UniqueConstraint(fields=["session", "idempotency_key"], name="one_turn_per_key"),
             models.UniqueConstraint(
                 fields=["session"],
-                condition=models.Q(state__in=[str(state) for state in _OPEN]),
+                condition=models.Q(state__in=[str(state) for state in OPEN]),
                 name="one_open_turn_per_session",
             ),
             models.CheckConstraint(
                 condition=models.Q(
-                    finished_at__isnull=False, state__in=[str(state) for state in _FINAL]
+                    finished_at__isnull=False, state__in=[str(state) for state in FINAL]
                 )
                 | (
                     models.Q(finished_at__isnull=True)
-                    & ~models.Q(state__in=[str(state) for state in _FINAL])
+                    & ~models.Q(state__in=[str(state) for state in FINAL])
                 ),
                 name="finished_if_and_only_if_final",
             ),
@@ -172,7 +155,7 @@ class Turn(Usage):
             # What rescue looks through: the few that are not final.
             models.Index(
                 fields=["state", "lease_until"],
-                condition=~models.Q(state__in=[str(state) for state in _FINAL]),
+                condition=~models.Q(state__in=[str(state) for state in FINAL]),
                 name="turn_unfinished",
             ),
         ]
@@ -198,7 +181,7 @@ class Turn(Usage):
 
     @property
     def is_final(self) -> bool:
-        return self.state in _FINAL
+        return self.state in FINAL
 
     def reason_to_start(self) -> Literal["started", "resumed", "rescued"]:
         """Why a claim of this row starts it: fresh, let go of on purpose, or lost by its holder."""
@@ -217,12 +200,20 @@ class Turn(Usage):
 
     # -- transitions; each is called in a transaction that holds the session's lock ----------
 
+    def _leaving(self, verb: str) -> TurnQuerySet:
+        """This row, as long as it is in a state that the verb leaves."""
+        return Turn.objects.filter(pk=self.pk, state__in=TURN[verb].leaves)
+
+    def _held(self, verb: str) -> TurnQuerySet:
+        """This row, as long as this attempt is the one that holds it."""
+        return self._leaving(verb).filter(attempt=self.attempt)
+
     def park(self, state: str, waiting_for: str) -> None:
         """Let go of the turn until a person has decided.
 
         Raises CancelPending when it is asked to end, Fenced when it is not ours.
         """
-        ours = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt)
+        ours = self._held("park")
         won = ours.filter(cancel_requested_at=None).update(
             state=state, holder="", lease_until=None, waiting_for=waiting_for[:500]
         )
@@ -237,10 +228,9 @@ class Turn(Usage):
 
     def resume(self, *, by: str) -> bool:
         """Put a parked turn back to work, for any worker to take; say whether it was parked."""
-        won = Turn.objects.filter(
-            pk=self.pk,
-            state__in=[TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION],
-        ).update(state=TurnState.RUNNING, lease_until=None, waiting_for="")
+        won = self._leaving("resume").update(
+            state=TurnState.RUNNING, lease_until=None, waiting_for=""
+        )
         if won == 1:
             self.session.settle(by=by)
             self.enqueue()
@@ -248,9 +238,7 @@ class Turn(Usage):
 
     def release(self) -> bool:
         """Hand the turn back for another worker to take at once; say whether it was ours."""
-        won = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt).update(
-            holder="", lease_until=None
-        )
+        won = self._held("release").update(holder="", lease_until=None)
         if won == 1:
             Session.objects.filter(pk=self.session_id, fence=self.fence).update(fence="")
             self.enqueue()
@@ -258,9 +246,8 @@ class Turn(Usage):
 
     def finish(self, *closing: Payload, state: str, code: str = "", message: str = "") -> None:
         """End the turn as its holder. Raises Fenced when it is not ours."""
-        session = self.session
         now = timezone.now()
-        won = Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING, attempt=self.attempt).update(
+        won = self._held("finish").update(
             state=state,
             finished_at=now,
             holder="",
@@ -271,7 +258,19 @@ class Turn(Usage):
         if won != 1:
             raise Fenced(f"Turn {self.pk} is not held any more.")
         self.state, self.finished_at = state, now
-        self._close(session, closing, by="", reason=f"the turn {ENDED[state]}")
+        self._close(self.session, closing, by="", reason=f"the turn {ENDED[state]}")
+
+    def stop(self, *, by: str, reason: str) -> None:
+        """End the turn if nobody works on it, else ask its holder to."""
+        if self.state != TurnState.RUNNING:
+            self.end_as_cancelled(by=by, reason=reason)
+            return
+        asked = self._leaving("cancel").filter(cancel_requested_at=None)
+        asked.update(
+            cancel_requested_at=timezone.now(), cancel_requested_by=by, cancel_reason=reason
+        )
+        live.cancel_requested()
+        live.session_changed(self.session_id)
 
     def end_as_cancelled(self, *, by: str, reason: str, settle: bool = True) -> None:
         """End a turn as cancelled, whoever holds it: its writes are fenced off from here on.
@@ -279,19 +278,15 @@ class Turn(Usage):
         `settle=False` when the caller sets the session's state itself.
         """
         now = timezone.now()
-        won = (
-            Turn.objects.filter(pk=self.pk)
-            .exclude(state__in=_FINAL)
-            .update(
-                state=TurnState.CANCELLED,
-                finished_at=now,
-                holder="",
-                lease_until=None,
-                waiting_for="",
-                cancel_requested_at=now,
-                cancel_requested_by=by,
-                cancel_reason=reason,
-            )
+        won = self._leaving("cancel").update(
+            state=TurnState.CANCELLED,
+            finished_at=now,
+            holder="",
+            lease_until=None,
+            waiting_for="",
+            cancel_requested_at=now,
+            cancel_requested_by=by,
+            cancel_reason=reason,
         )
         if won == 1:
             self.state, self.finished_at = TurnState.CANCELLED, now
@@ -327,6 +322,23 @@ class Turn(Usage):
         started = self.events.filter(~models.Exists(done), type="tool_call.started")
         return list(started.order_by("seq").values_list("data__call_id", flat=True))
 
+    # -- what people do ------------------------------------------------------------------------
+
+    def edit(self, instruction: str, *, by: User) -> None:
+        """Change what a queued turn will do. Raises NotPossible once it has been started."""
+        with transaction.atomic():
+            self.session = Session.objects.lock(self.session_id)
+            if self._leaving("edit").update(instruction=instruction) != 1:
+                self.refresh_from_db(fields=["state"])
+                raise NotPossible(
+                    f"{self} is {self.get_state_display()} already; only a queued turn can be "
+                    "edited. Send the change as a new turn."
+                )
+            self.session.record(
+                events.TurnEdited(text=instruction, by=by.get_username()), turn=self
+            )
+        self.refresh_from_db()
+
     def retry(self, *, by: User) -> Turn:
         """Submit a failed or cancelled turn's instruction again, as a new turn.
 
@@ -341,22 +353,12 @@ class Turn(Usage):
 
         Raises NotPossible when it has ended already.
         """
-        name = by.get_username()
         with transaction.atomic():
             self.session = Session.objects.lock(self.session_id)
             self.refresh_from_db(fields=["state", "attempt", "holder", "cancel_requested_at"])
-            if self.is_final:
+            if self.state not in TURN["cancel"].leaves:
                 raise NotPossible(f"This turn is {self.get_state_display()} already.")
-            if self.state != TurnState.RUNNING:
-                self.end_as_cancelled(by=name, reason=reason)
-                if self.session.turns.filter(state=TurnState.QUEUED).exists():
-                    self.enqueue()
-            elif self.cancel_requested_at is None:
-                Turn.objects.filter(pk=self.pk, state=TurnState.RUNNING).update(
-                    cancel_requested_at=timezone.now(),
-                    cancel_requested_by=name,
-                    cancel_reason=reason,
-                )
-                live.cancel_requested()
-                live.session_changed(self.session_id)
+            self.stop(by=by.get_username(), reason=reason)
+            if self.is_final and self.session.turns.queued().exists():
+                self.enqueue()
         self.refresh_from_db()

@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import OuterRef, Q
 
 from ..models import Agent, Session, Turn
-from ..models.session import SessionState
-from ..models.turn import TurnState
+from ..models.states import FINAL, OPEN, SessionState, TurnState
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
 RAIL_ROWS = 50
+QUEUED_ROWS = 50
 
 
 def session_context(session: Session) -> dict[str, Any]:
     """Header, composer state and inspector of a session: nothing that depends on the reader."""
     turns = list(session.turns.select_related("author").order_by("-number")[:30])
-    open_turn = next((turn for turn in turns if turn.state in _OPEN), None)
-    queued = [turn for turn in reversed(turns) if turn.state == TurnState.QUEUED]
+    unfinished = session.turns.exclude(state__in=FINAL).select_related("author")
+    waiting = list(unfinished.order_by("position", "number")[:QUEUED_ROWS])
+    open_turn = next((turn for turn in waiting if turn.state in OPEN), None)
+    queued = [turn for turn in waiting if turn.state == TurnState.QUEUED]
     return {
         "session": session,
         "turns": turns,
@@ -29,9 +31,6 @@ def session_context(session: Session) -> dict[str, Any]:
         "environment": getattr(session, "environment", None),
         "artifacts": list(session.artifacts.order_by("created_at")[:200]),
     }
-
-
-_OPEN = {TurnState.RUNNING, TurnState.WAITING_FOR_INPUT, TurnState.WAITING_FOR_PERMISSION}
 
 
 def rail_context(

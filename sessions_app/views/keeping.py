@@ -1,4 +1,4 @@
-"""Sessions: completing one, putting it away, and bringing it back."""
+"""Sessions: completing or cancelling one, putting it away, and bringing it back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 
+from .. import submission
 from ..models import NotPossible, Session
 from .answers import done, posted, refused, session_address
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 @posted(session_address)
 def session_completion(request: HttpRequest, session_id: str) -> HttpResponse:
     """Close the session as completed, and whatever is open in it. A new turn reopens it."""
-    return _move(request, session_id, _complete)
+    return _close(request, session_id, Session.State.COMPLETED)
+
+
+@posted(session_address)
+def session_cancellation(request: HttpRequest, session_id: str) -> HttpResponse:
+    """Close the session as cancelled, and whatever is open in it. A new turn reopens it."""
+    return _close(request, session_id, Session.State.CANCELLED)
 
 
 @posted(session_address)
@@ -33,8 +40,11 @@ def session_restoration(request: HttpRequest, session_id: str) -> HttpResponse:
     return _move(request, session_id, lambda session, by: session.unarchive(by=by))
 
 
-def _complete(session: Session, by: User) -> None:
-    session.close(Session.State.COMPLETED, by=by)
+def _close(request: HttpRequest, session_id: str, state: str) -> HttpResponse:
+    reason = submission.written(request.POST.get("reason", ""))
+    return _move(
+        request, session_id, lambda session, by: session.close(state, by=by, reason=reason)
+    )
 
 
 def _move(

@@ -1,7 +1,8 @@
-"""Turns: submitting one, stopping one."""
+"""Turns: submitting one, editing it while it waits, stopping it, trying it again."""
 
 from __future__ import annotations
 
+from typing import get_args
 from uuid import uuid4
 
 from django.http import HttpRequest, HttpResponse
@@ -10,6 +11,7 @@ from django.urls import reverse
 
 from .. import submission
 from ..models import NotPossible, Session, Turn
+from ..models.session import WhenBusy
 from ..runners.base import Problem
 from .answers import done, posted, refused, session_address
 from .context import session_context
@@ -25,6 +27,10 @@ def turn_submit(request: HttpRequest, session_id: str) -> HttpResponse:
     instruction = submission.written(request.POST.get("instruction", ""))
     if reason := session.agent.why_not(request.user):
         return _composer(request, session, instruction, [Problem(1, reason)], status=403)
+    when_busy = request.POST.get("when_busy") or "queue"
+    if when_busy not in get_args(WhenBusy):
+        problem = Problem(1, f"`when_busy` is one of {', '.join(get_args(WhenBusy))}.")
+        return _composer(request, session, instruction, [problem], status=422)
     if problems := submission.problems(session.agent, instruction):
         return _composer(request, session, instruction, problems, status=422)
     try:
@@ -32,6 +38,7 @@ def turn_submit(request: HttpRequest, session_id: str) -> HttpResponse:
             instruction,
             author=request.user,  # type: ignore[arg-type]
             idempotency_key=request.POST.get("submission", "")[:64] or None,
+            when_busy=when_busy,  # type: ignore[arg-type]
         )
     except NotPossible as error:
         return _composer(request, session, instruction, [Problem(1, str(error))], status=409)
@@ -55,6 +62,24 @@ def _composer(
         return render(request, "sessions/workspace.html", page, status=status)
     context = {**session_context(session), **context, "submission": uuid4().hex}
     return render(request, "sessions/composer.html", context, status=status)
+
+
+@posted(lambda turn_id: reverse("home"))
+def turn_edit(request: HttpRequest, turn_id: str) -> HttpResponse:
+    """Change the instruction of one's own turn while it is queued."""
+    turn = get_object_or_404(Turn.objects.visible_to(request.user), pk=turn_id)
+    if turn.author_id != request.user.pk:
+        return refused(request, "Only who submitted a turn can edit it.", status=403)
+    if reason := turn.session.agent.why_not(request.user):
+        return refused(request, reason, status=403)
+    instruction = submission.written(request.POST.get("instruction", ""))
+    if problems := submission.problems(turn.session.agent, instruction):
+        return refused(request, "\n".join(map(str, problems)), status=422)
+    try:
+        turn.edit(instruction, by=request.user)  # type: ignore[arg-type]
+    except NotPossible as error:
+        return refused(request, str(error))
+    return done(request, turn.session_id)
 
 
 @posted(lambda turn_id: reverse("home"))

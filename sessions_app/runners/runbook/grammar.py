@@ -77,6 +77,8 @@ class Step(Item):
     """Whether the block asks for a person, whatever the agent's gate says."""
     on_reject: Flow = "stop"
     on_failure: Flow = "stop"
+    retry: bool = False
+    """Whether it may be run again without asking when the server stopped in the middle of it."""
     why: str = ""
 
     @property

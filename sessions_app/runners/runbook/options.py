@@ -40,6 +40,15 @@ def _gate(value: str) -> bool:
     return True
 
 
+def _retry(value: str) -> bool:
+    if value != "safe":
+        raise ValueError(
+            f"`retry` can only be `safe`, not `{_shown(value)}`: it says that the step may be run "
+            "again by itself after the server stopped in the middle of it."
+        )
+    return True
+
+
 def _flow(key: str) -> Callable[[str], str]:
     def read(value: str) -> str:
         if value not in ("stop", "continue"):
@@ -66,6 +75,7 @@ STEP: Options = {
     "gate": _gate,
     "on-reject": _flow("on-reject"),
     "on-failure": _flow("on-failure"),
+    "retry": _retry,
     "why": _words("why", 500),
 }
 DIAGRAM: Options = {"name": _name, "title": _words("title", 200)}

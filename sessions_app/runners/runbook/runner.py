@@ -1,12 +1,14 @@
 """Works a runbook: says its prose, shows its diagrams and performs its steps, in order.
 
 Every item has a reference (`step-1`, `step-2`, …) that its payloads carry. What the turn's history
-holds is not done again, so the same turn can be taken up by another process at any point.
+holds is not done again, so the same turn can be taken up by another process at any point. A step
+that was interrupted is run a second time only if it says `retry=safe`, or a person says so.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 
@@ -15,6 +17,7 @@ from pydantic import JsonValue
 from sessions_app.events import (
     MessageCreated,
     Payload,
+    ProgressUpdated,
     ToolCallCompleted,
     ToolCallStarted,
     WidgetCreated,
@@ -29,7 +32,7 @@ from sessions_app.runners.base import (
     TurnFailure,
 )
 
-from .grammar import Diagram, Prose, Step, clip, parse
+from .grammar import Diagram, Prose, Runbook, Step, clip, parse
 from .help import HELP
 from .options import MAX_TIMEOUT
 
@@ -50,7 +53,7 @@ class RunbookRunner:
         runbook = parse(turn.instruction)
         if runbook.problems:
             raise TurnFailure("bad_runbook", "\n".join(map(str, runbook.problems)))
-        past = _past(turn.history)
+        past = Past(turn.history)
         if not runbook.has_blocks:
             if "help" not in past:
                 yield MessageCreated(role="assistant", text=HELP, ref="help")
@@ -68,8 +71,11 @@ class RunbookRunner:
                     yield _widget(item)
             elif isinstance(item, Step):
                 reason, prose = _reason(prose), ""
-                if not isinstance(latest, ToolCallCompleted | MessageCreated):
-                    async with aclosing(_work(turn, item, latest, timeout, reason)) as payloads:
+                if not _is_done(latest):
+                    if (progress := _progress(runbook, item)) and progress != past.progress:
+                        yield progress
+                    working = _work(turn, item, past, timeout, reason)
+                    async with aclosing(working) as payloads:
                         async for latest in payloads:
                             yield latest
                 if failure := _failure(item, latest, timeout):
@@ -90,18 +96,61 @@ class RunbookRunner:
         return float(value)
 
 
+class Past:
+    """What the turn has recorded so far, by the item of the runbook that it is about."""
+
+    def __init__(self, history: Iterable[Payload]) -> None:
+        self.progress: ProgressUpdated | None = None
+        self._latest: dict[str, Payload] = {}
+        self._runs: Counter[str] = Counter()
+        for payload in history:
+            match payload:
+                case MessageCreated(ref=str(ref)):
+                    self._latest[_base(ref)] = payload
+                case WidgetCreated(widget_id=ref):
+                    self._latest[ref] = payload
+                case ToolCallStarted(call_id=ref):
+                    self._latest[_base(ref)] = payload
+                    self._runs[_base(ref)] += 1
+                case ToolCallCompleted(call_id=ref):
+                    self._latest[_base(ref)] = payload
+                case ProgressUpdated():
+                    self.progress = payload
+
+    def __contains__(self, ref: str) -> bool:
+        return ref in self._latest
+
+    def get(self, ref: str) -> Payload | None:
+        return self._latest.get(ref)
+
+    def next_call(self, ref: str) -> str:
+        """Name the next run of a step: `step-3`, and after a crash `step-3.2`."""
+        return f"{ref}.{self._runs[ref] + 1}" if self._runs[ref] else ref
+
+
+def _base(ref: str) -> str:
+    return ref.partition(".")[0]
+
+
+def _is_done(latest: Payload | None) -> bool:
+    if isinstance(latest, ToolCallCompleted):
+        return latest.status != "interrupted"
+    return isinstance(latest, MessageCreated)
+
+
 async def _work(
-    turn: TurnContext, step: Step, latest: Payload | None, timeout: float, reason: str
+    turn: TurnContext, step: Step, past: Past, timeout: float, reason: str
 ) -> AsyncGenerator[Payload, None]:
     """Work one step to its end: the last payload is its completion or its refusal."""
+    latest = past.get(step.ref)
     if isinstance(latest, ToolCallStarted):
         # Its process died with its worker, and nobody knows how far it had come.
         yield ToolCallCompleted(
-            call_id=step.ref,
+            call_id=latest.call_id,
             status="interrupted",
             error="The server stopped while this step ran.",
         )
-        return
+    again, call_id = latest is not None, past.next_call(step.ref)
     environment = await turn.environment()
     action = Action(
         kind=step.kind,
@@ -112,10 +161,14 @@ async def _work(
         network=environment.network,
     )
     answer = await turn.permit(
-        step.ref, action, title=step.title, why=step.why or reason, ask=step.gate
+        call_id,
+        action,
+        title=f"Again: {step.title}" if again else step.title,
+        why=_interrupted(step) if again else step.why or reason,
+        ask=step.gate or (again and not step.retry),
     )
     if isinstance(answer, Refusal):
-        yield MessageCreated(role="system", text=_refused(step, answer), ref=step.ref)
+        yield MessageCreated(role="system", text=_refused(step, answer), ref=call_id)
         return
     arguments: dict[str, JsonValue] = {
         "source": action.source,
@@ -123,28 +176,24 @@ async def _work(
         "name": step.name,
     }
     yield ToolCallStarted(
-        call_id=step.ref,
+        call_id=call_id,
         kind=action.kind,
         tool=action.tool,
         title=step.title,
         arguments=arguments,
         approval_id=answer.approval_id,
     )
-    yield _completed(step, await turn.perform(step.ref, answer, action))
+    yield _completed(call_id, await turn.perform(call_id, answer, action))
 
 
-def _past(history: Iterable[Payload]) -> dict[str, Payload]:
-    """Find the latest payload of each item of the runbook, by its reference."""
-    past: dict[str, Payload] = {}
-    for payload in history:
-        match payload:
-            case MessageCreated(ref=str(ref)):
-                past[ref] = payload
-            case WidgetCreated(widget_id=ref):
-                past[ref] = payload
-            case ToolCallStarted(call_id=ref) | ToolCallCompleted(call_id=ref):
-                past[ref] = payload
-    return past
+def _progress(runbook: Runbook, step: Step) -> ProgressUpdated | None:
+    """Say which of several steps comes now; a single one needs no bar."""
+    steps = [item for item in runbook.items if isinstance(item, Step)]
+    if len(steps) < 2:
+        return None
+    done = steps.index(step)
+    label = clip(f"Step {done + 1} of {len(steps)}: {step.title}", 200)
+    return ProgressUpdated(label=label, fraction=round(done / len(steps), 4))
 
 
 def _widget(item: Diagram) -> WidgetCreated:
@@ -157,9 +206,9 @@ def _widget(item: Diagram) -> WidgetCreated:
     )
 
 
-def _completed(step: Step, performed: Performed) -> ToolCallCompleted:
+def _completed(call_id: str, performed: Performed) -> ToolCallCompleted:
     return ToolCallCompleted(
-        call_id=step.ref,
+        call_id=call_id,
         status=performed.status,
         exit_code=performed.exit_code,
         duration_ms=performed.duration_ms,
@@ -170,6 +219,11 @@ def _completed(step: Step, performed: Performed) -> ToolCallCompleted:
 
 def _failure(step: Step, latest: Payload | None, timeout: float) -> TurnFailure | None:
     """Say how the turn fails because of the way a step ended, if it does."""
+    if isinstance(latest, MessageCreated) and latest.ref != step.ref:
+        # It stays interrupted: a person did not let it be run again.
+        if step.on_failure == "stop":
+            return TurnFailure("step_failed", f"{_stopped(step)} {latest.text}")
+        return None
     if isinstance(latest, MessageCreated) and step.on_reject == "stop":
         reason = latest.text.removeprefix(_not_run(step))
         return TurnFailure("rejected", f"Stopped at step {_label(step)}: {reason}")
@@ -177,7 +231,7 @@ def _failure(step: Step, latest: Payload | None, timeout: float) -> TurnFailure 
         return None
     if latest.status == "refused":
         return TurnFailure("refused", latest.error or f"Step {_label(step)} was refused.")
-    if latest.status in ("failed", "timed_out", "interrupted") and step.on_failure == "stop":
+    if latest.status in ("failed", "timed_out") and step.on_failure == "stop":
         return TurnFailure("step_failed", _failed(step, latest, timeout))
     return None
 
@@ -204,11 +258,18 @@ def _failed(step: Step, call: ToolCallCompleted, timeout: float) -> str:
     label = _label(step)
     if call.status == "timed_out":
         return f"Step {label} reached its time limit of {step.timeout or timeout:g} seconds."
-    if call.status == "interrupted":
-        return f"Step {label} was running when the server stopped. It is not run a second time."
     if call.exit_code is not None:
         return f"Step {label} failed with exit code {call.exit_code}."
     return f"Step {label} failed: {call.error}" if call.error else f"Step {label} failed."
+
+
+def _stopped(step: Step) -> str:
+    return f"Step {_label(step)} was running when the server stopped."
+
+
+def _interrupted(step: Step) -> str:
+    why = "The server stopped while this step ran, and nobody knows how far it had come."
+    return f"{why} {step.why}".rstrip()
 
 
 def _reason(prose: str) -> str:
