@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 from channels.layers import get_channel_layer
 from django.conf import settings
@@ -24,6 +25,14 @@ logger = logging.getLogger(__name__)
 
 BREATH = 0.01
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
+
+
+class Page(NamedTuple):
+    """What was read after a cursor: events, the parts of their items, and where more may end."""
+
+    events: list[Event]
+    parts: list[Event]
+    ahead: int
 
 
 class Feed:
@@ -100,11 +109,11 @@ class Feed:
         more = False
         for cursor in sorted({reader.cursor for reader in self.readers}):
             behind = [reader for reader in self.readers if reader.cursor == cursor]
-            page, parts = await self._read(cursor)
-            if not page:
+            page = await self._read(cursor)
+            if page is None:
                 continue
             await self._refuse_strangers(behind)
-            frame = await self._render(cursor, page, parts)
+            frame = await self._render(cursor, page)
             regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
             text = frame.text(regions)
             for reader in behind:
@@ -114,23 +123,29 @@ class Feed:
             more = more or frame.full
         return more
 
-    async def _render(self, cursor: int, page: list[Event], parts: list[Event]) -> timeline.Frame:
+    async def _render(self, cursor: int, read: Page) -> timeline.Frame:
         """Render a page of events: small ones here, others where they hold nobody up."""
-        if timeline.is_small(page, parts):
-            return timeline.frame(cursor, page, parts)
-        return await asyncio.to_thread(timeline.frame, cursor, page, parts)
+        if timeline.is_small(read.events, read.parts):
+            return timeline.frame(cursor, *read)
+        return await asyncio.to_thread(timeline.frame, cursor, *read)
 
-    async def _read(self, cursor: int) -> tuple[list[Event], list[Event]]:
+    async def _read(self, cursor: int) -> Page | None:
         async with (await pool()).connection() as conn:
             arguments: dict[str, object] = {"session": self.session_id, "after": cursor}
             rows = await (await conn.execute(timeline.PAGE_AFTER, arguments)).fetchall()
-            page = [Event.from_row(row) for row in rows]
+            if not rows:
+                return None
+            page = [Event.from_row(row[:-1]) for row in rows]
+            ahead = rows[-1][-1]
             items = timeline.names(page)
             if not items:
-                return page, []
+                return Page(page, [], ahead)
             arguments = {"session": self.session_id, "items": items}
-            rows = await (await conn.execute(timeline.PARTS, arguments)).fetchall()
-            return page, [Event.from_row(row) for row in rows]
+            rows = await (await conn.execute(timeline.PARTS_WITHIN, arguments)).fetchall()
+            parts = [Event.from_row(row) for row in rows]
+            # Nothing is left when the session was deleted in between.
+            page = timeline.whole(page, parts)
+            return Page(page, parts, ahead) if page else None
 
     async def _refuse_strangers(self, readers: list[Reader]) -> None:
         """Close the sockets of those who may not see the session any more."""
