@@ -10,7 +10,7 @@ from django.contrib.auth.models import AnonymousUser, User
 
 from . import feeds, live, rail
 from .models import Session
-from .readers import NOT_YOURS, OUT_OF_STEP, Reader
+from .readers import NOT_YOURS, OUT_OF_STEP, Drawn, OutOfStep, Reader
 from .threads import in_thread
 
 
@@ -42,8 +42,30 @@ class RailConsumer(AsyncWebsocketConsumer):
     async def send_text(self, text: str) -> None:
         await self.send(text_data=text)
 
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        # Channels looks after database connections before each message, in a thread that all
+        # sockets share. What a page says about drawing needs none.
+        if message["type"] == "websocket.receive":
+            await self.websocket_receive(message)
+        else:
+            await super().dispatch(message)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """Hear how far the page has drawn."""
+        if self.reader is None:
+            return
+        try:
+            if self.reader.acknowledge(Drawn.parse(text_data)):
+                self.go_on()
+        except OutOfStep as error:
+            await self.reader.close(OUT_OF_STEP, f"{error} Reload the page.")
+
+    def go_on(self) -> None:
+        """Have sent what was held back. Lists are looked after by timer."""
+
     async def disconnect(self, code: int) -> None:
         if self.rail_feed and self.reader:
+            self.reader.forget()
             self.rail_feed.readers.discard(self.reader)
 
 
@@ -64,6 +86,10 @@ class SessionConsumer(RailConsumer):
             return
         reader = self.join_rail(user, cursor=cursor)
         self.feed = feeds.join(session_id, reader)
+
+    def go_on(self) -> None:
+        if self.feed:
+            self.feed.wake.set()
 
     async def disconnect(self, code: int) -> None:
         await super().disconnect(code)

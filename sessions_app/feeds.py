@@ -100,15 +100,21 @@ class Feed:
         # A draft brings no event with it; whether people may still see it is asked now and then.
         if time.monotonic() > self._asked + settings.SIGNALBOX["POLL_SECONDS"]:
             await self._refuse_strangers(list(self.readers))
-        fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
-        for reader in list(self.readers):
-            await reader.send(fragment)
+        # Who has no room misses a draft, as one may: a newer one or the fact comes after it.
+        if open := [reader for reader in self.readers if reader.has_room]:
+            fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
+            for reader in open:
+                await reader.send(fragment)
 
     async def _serve(self) -> bool:
-        """Send one frame to everybody who is behind; say whether there is more."""
+        """Send one frame to everybody who is behind and has room; say whether there is more.
+
+        Who has no room costs nothing here. It keeps its cursor and is served from there once it has
+        drawn what it was sent.
+        """
         more = False
-        for cursor in sorted({reader.cursor for reader in self.readers}):
-            behind = [reader for reader in self.readers if reader.cursor == cursor]
+        for cursor in sorted({reader.cursor for reader in self.readers if reader.has_room}):
+            behind = [r for r in self.readers if r.cursor == cursor and r.has_room]
             page = await self._read(cursor)
             if page is None:
                 continue
@@ -118,9 +124,8 @@ class Feed:
             text = frame.text(regions)
             for reader in behind:
                 if reader in self.readers:
-                    reader.cursor = frame.last
-                    await reader.send(text)
-            more = more or frame.full
+                    await reader.send(text, frame.last)
+            more = more or (frame.full and any(reader.has_room for reader in behind))
         return more
 
     async def _render(self, cursor: int, read: Page) -> timeline.Frame:
@@ -205,7 +210,7 @@ async def _poll() -> None:
             continue
         for session_id, last_seq in rows:
             feed = _feeds.get(session_id)
-            if feed and any(reader.cursor < last_seq for reader in feed.readers):
+            if feed and any(r.has_room and r.cursor < last_seq for r in feed.readers):
                 feed.wake.set()
 
 

@@ -35,6 +35,7 @@ class RailFeed:
         self.readers: set[Reader] = set()
         self.wake = asyncio.Event()
         self._told: dict[str, datetime] = {}
+        self._owed: set[Reader] = set()
 
     async def run(self) -> None:
         """Serve until the last reader has left. A feed that ends is never joined again."""
@@ -88,13 +89,15 @@ class RailFeed:
         changes = dict(await self._changes())
         fresh = [session for session, at in changes.items() if self._told.get(session) != at]
         self._told = changes
-        if not fresh:
-            return
-        users = {reader.user_id for reader in self.readers}
-        concerned = await in_thread(Session.objects.viewers_among, fresh, users)
-        for reader in list(self.readers):
-            if reader.user_id in concerned:
-                await reader.send(render_to_string("sessions/rail_signal.html"))
+        if fresh:
+            users = {reader.user_id for reader in self.readers}
+            concerned = await in_thread(Session.objects.viewers_among, fresh, users)
+            self._owed |= {reader for reader in self.readers if reader.user_id in concerned}
+        # Who has no room now is told at a later look.
+        self._owed &= self.readers
+        for reader in [reader for reader in self._owed if reader.has_room]:
+            self._owed.discard(reader)
+            await reader.send(render_to_string("sessions/rail_signal.html"))
 
 
 _feed: RailFeed | None = None
