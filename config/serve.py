@@ -19,14 +19,15 @@ from procrastinate.contrib.django import app
 from twisted.internet import reactor
 
 from config.asgi import application
+from config.sockets import Socket
 from sessions_app import feeds, live
 from sessions_app.engine import worker
+from sessions_app.readers import LONGEST_MESSAGE
 from sessions_app.threads import close_pool
 
 logger = logging.getLogger(__name__)
 
 COME_BACK = 1012
-RETURN_CODES = (1011, COME_BACK, 1013)
 GOODBYE_SECONDS = 2.0
 LAST_WORDS = 5
 UNSENT_BYTES = 1024 * 1024
@@ -60,21 +61,20 @@ class WebServer(Server):
             endpoints=build_endpoint_description_strings(host=host, port=port),
             signal_handlers=False,
             server_name="signalbox",
+            websocket_max_message_size=LONGEST_MESSAGE,
+            websocket_max_frame_size=LONGEST_MESSAGE,
         )
         self.listening = listening
         self.failed = False
 
     def listen_success(self, port: object) -> None:
         super().listen_success(port)
+        self.ws_factory.protocol = Socket
         self.ports = [*getattr(self, "ports", []), port]
         self.listening()
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
-        """Send close codes that ask to come back, which Daphne's own way of closing refuses."""
-        if message["type"] == "websocket.close" and message.get("code") in RETURN_CODES:
-            if not self.connections.get(protocol, {}).get("disconnected"):
-                protocol.sendCloseFrame(code=message["code"])
-            return
+        """Send what the application says, and wait while a long answer is not read."""
         await super().handle_reply(protocol, message)
         if message["type"] == "http.response.body" and message.get("more_body"):
             await self._until_read(protocol)

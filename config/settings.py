@@ -118,6 +118,8 @@ SIGNALBOX = {
     "CONCURRENCY": env.int("SIGNALBOX_CONCURRENCY", default=10),
     # How long a reader waits for a hint before it looks for itself.
     "POLL_SECONDS": env.float("SIGNALBOX_POLL_SECONDS", default=2.0),
+    # How long a page may draw nothing of too much that it was sent, before it has to come back.
+    "STALLED_SECONDS": env.float("SIGNALBOX_STALLED_SECONDS", default=30.0),
     "CONFINE": env.bool("SIGNALBOX_CONFINE", default=True),
 }
 

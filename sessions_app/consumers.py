@@ -8,20 +8,17 @@ from urllib.parse import parse_qs
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth.models import AnonymousUser, User
 
-from . import feeds, live
+from . import feeds, live, rail
 from .models import Session
+from .readers import NOT_YOURS, OUT_OF_STEP, Drawn, OutOfStep, Reader
 from .threads import in_thread
-
-# Codes from 4000 on mean: do not come back by yourself.
-BAD_CURSOR = 4400
-NOT_YOURS = feeds.NOT_YOURS
 
 
 class RailConsumer(AsyncWebsocketConsumer):
     """Tells a page that its lists have changed."""
 
-    reader: feeds.Reader | None = None
-    rail: feeds.RailFeed | None = None
+    reader: Reader | None = None
+    rail_feed: rail.RailFeed | None = None
 
     async def connect(self) -> None:
         # Accepted first: a refused handshake looks like a lost connection, and the page would
@@ -36,18 +33,40 @@ class RailConsumer(AsyncWebsocketConsumer):
     async def admit(self, user: User) -> None:
         self.join_rail(user, cursor=0)
 
-    def join_rail(self, user: User, *, cursor: int) -> feeds.Reader:
+    def join_rail(self, user: User, *, cursor: int) -> Reader:
         key = live.sign_in_key(self.scope["session"].session_key)
-        self.reader = feeds.Reader(user.pk, cursor, self.send_text, self.close, key)
-        self.rail = feeds.join_rail(self.reader)
+        self.reader = Reader(user.pk, cursor, self.send_text, self.close, key)
+        self.rail_feed = rail.join(self.reader)
         return self.reader
 
     async def send_text(self, text: str) -> None:
         await self.send(text_data=text)
 
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        # Channels looks after database connections before each message, in a thread that all
+        # sockets share. What a page says about drawing needs none.
+        if message["type"] == "websocket.receive":
+            await self.websocket_receive(message)
+        else:
+            await super().dispatch(message)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """Hear how far the page has drawn."""
+        if self.reader is None:
+            return
+        try:
+            if self.reader.acknowledge(Drawn.parse(text_data)):
+                self.go_on()
+        except OutOfStep as error:
+            await self.reader.close(OUT_OF_STEP, f"{error} Reload the page.")
+
+    def go_on(self) -> None:
+        """Have sent what was held back. Lists are looked after by timer."""
+
     async def disconnect(self, code: int) -> None:
-        if self.rail and self.reader:
-            self.rail.readers.discard(self.reader)
+        if self.rail_feed and self.reader:
+            self.reader.forget()
+            self.rail_feed.readers.discard(self.reader)
 
 
 class SessionConsumer(RailConsumer):
@@ -63,10 +82,14 @@ class SessionConsumer(RailConsumer):
             return
         cursor = _cursor(self.scope)
         if cursor is None or cursor > last_seq:
-            await self.close(BAD_CURSOR, reason=_explain(cursor, last_seq))
+            await self.close(OUT_OF_STEP, reason=_explain(cursor, last_seq))
             return
         reader = self.join_rail(user, cursor=cursor)
         self.feed = feeds.join(session_id, reader)
+
+    def go_on(self) -> None:
+        if self.feed:
+            self.feed.wake.set()
 
     async def disconnect(self, code: int) -> None:
         await super().disconnect(code)

@@ -8,60 +8,31 @@ and one poll for all feeds of the process finds what lost hints would have told.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.template.loader import render_to_string
 
-from . import live, timeline
+from . import live, rail, timeline
 from .models import Event, Session
+from .readers import NOT_YOURS, Reader, supervise
 from .threads import in_thread, pool
 
 logger = logging.getLogger(__name__)
 
 BREATH = 0.01
-RAIL_BREATH = 0.3
-COME_BACK = 1011
-NOT_YOURS = 4403
-
-LISTED = """
-SELECT id, listed_at FROM sessions_app_session
- WHERE listed_at > clock_timestamp() - interval '1 minute'
-"""
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
 
 
-@dataclass(eq=False)
-class Reader:
-    """One socket: whose it is, the last seq it was sent, and how to reach it."""
+class Page(NamedTuple):
+    """What was read after a cursor: events, the parts of their items, and where more may end."""
 
-    user_id: int
-    cursor: int
-    write: Callable[[str], Awaitable[None]]
-    hang_up: Callable[[int], Awaitable[None]]
-    key: str = ""
-    """Names the sign-in that opened it, so that signing out closes it."""
-
-    async def send(self, text: str) -> None:
-        """Send, unless the page has just gone: then its disconnect is on its way to us."""
-        try:
-            await self.write(text)
-        except Exception as error:
-            logger.debug("A page left while it was written to: %s", error)
-
-    async def close(self, code: int) -> None:
-        """Close the socket with a code, unless the page has just gone."""
-        try:
-            await self.hang_up(code)
-        except Exception as error:
-            logger.debug("A page left while it was closed: %s", error)
+    events: list[Event]
+    parts: list[Event]
+    ahead: int
 
 
 class Feed:
@@ -129,46 +100,57 @@ class Feed:
         # A draft brings no event with it; whether people may still see it is asked now and then.
         if time.monotonic() > self._asked + settings.SIGNALBOX["POLL_SECONDS"]:
             await self._refuse_strangers(list(self.readers))
-        fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
-        for reader in list(self.readers):
-            await reader.send(fragment)
+        # Who has no room misses a draft, as one may: a newer one or the fact comes after it.
+        if open := [reader for reader in self.readers if reader.has_room]:
+            fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
+            for reader in open:
+                await reader.send(fragment)
 
     async def _serve(self) -> bool:
-        """Send one frame to everybody who is behind; say whether there is more."""
+        """Send one frame to everybody who is behind and has room; say whether there is more.
+
+        Who has no room costs nothing here. It keeps its cursor and is served from there once it has
+        drawn what it was sent.
+        """
         more = False
-        for cursor in sorted({reader.cursor for reader in self.readers}):
-            behind = [reader for reader in self.readers if reader.cursor == cursor]
-            page, parts = await self._read(cursor)
-            if not page:
+        for cursor in sorted({reader.cursor for reader in self.readers if reader.has_room}):
+            behind = [r for r in self.readers if r.cursor == cursor and r.has_room]
+            page = await self._read(cursor)
+            if page is None:
                 continue
             await self._refuse_strangers(behind)
-            frame = await self._render(cursor, page, parts)
+            frame = await self._render(cursor, page)
             regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
             text = frame.text(regions)
             for reader in behind:
                 if reader in self.readers:
-                    reader.cursor = frame.last
-                    await reader.send(text)
-            more = more or frame.full
+                    await reader.send(text, frame.last)
+            more = more or (frame.full and any(reader.has_room for reader in behind))
         return more
 
-    async def _render(self, cursor: int, page: list[Event], parts: list[Event]) -> timeline.Frame:
+    async def _render(self, cursor: int, read: Page) -> timeline.Frame:
         """Render a page of events: small ones here, others where they hold nobody up."""
-        if timeline.is_small(page, parts):
-            return timeline.frame(cursor, page, parts)
-        return await asyncio.to_thread(timeline.frame, cursor, page, parts)
+        if timeline.is_small(read.events, read.parts):
+            return timeline.frame(cursor, *read)
+        return await asyncio.to_thread(timeline.frame, cursor, *read)
 
-    async def _read(self, cursor: int) -> tuple[list[Event], list[Event]]:
+    async def _read(self, cursor: int) -> Page | None:
         async with (await pool()).connection() as conn:
             arguments: dict[str, object] = {"session": self.session_id, "after": cursor}
             rows = await (await conn.execute(timeline.PAGE_AFTER, arguments)).fetchall()
-            page = [Event.from_row(row) for row in rows]
+            if not rows:
+                return None
+            page = [Event.from_row(row[:-1]) for row in rows]
+            ahead = rows[-1][-1]
             items = timeline.names(page)
             if not items:
-                return page, []
+                return Page(page, [], ahead)
             arguments = {"session": self.session_id, "items": items}
-            rows = await (await conn.execute(timeline.PARTS, arguments)).fetchall()
-            return page, [Event.from_row(row) for row in rows]
+            rows = await (await conn.execute(timeline.PARTS_WITHIN, arguments)).fetchall()
+            parts = [Event.from_row(row) for row in rows]
+            # Nothing is left when the session was deleted in between.
+            page = timeline.whole(page, parts)
+            return Page(page, parts, ahead) if page else None
 
     async def _refuse_strangers(self, readers: list[Reader]) -> None:
         """Close the sockets of those who may not see the session any more."""
@@ -190,7 +172,6 @@ def render_regions(session_id: str) -> str:
 
 
 _feeds: dict[str, Feed] = {}
-_tasks: set[asyncio.Task[None]] = set()
 
 
 def join(session_id: str, reader: Reader) -> Feed:
@@ -199,27 +180,11 @@ def join(session_id: str, reader: Reader) -> Feed:
     if feed is None:
         feed = _feeds[session_id] = Feed(session_id)
         feed.join(reader)
-        _supervise(feed.run(), feed.readers)
+        supervise(feed.run(), feed.readers)
         _ensure_poll()
     else:
         feed.join(reader)
     return feed
-
-
-def _supervise(running: Awaitable[None], readers: set[Reader]) -> None:
-    """Run a feed. When it fails, its sockets are told to come back."""
-
-    async def supervised() -> None:
-        try:
-            await running
-        except Exception:
-            logger.exception("A feed failed; its %s sockets have to come back.", len(readers))
-            for reader in list(readers):
-                await reader.close(COME_BACK)
-
-    task = asyncio.get_running_loop().create_task(supervised())
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
 
 
 _polling: asyncio.Task[None] | None = None
@@ -245,103 +210,11 @@ async def _poll() -> None:
             continue
         for session_id, last_seq in rows:
             feed = _feeds.get(session_id)
-            if feed and any(reader.cursor < last_seq for reader in feed.readers):
+            if feed and any(r.has_room and r.cursor < last_seq for r in feed.readers):
                 feed.wake.set()
-
-
-# -- lists of sessions ---------------------------------------------------------------------------
-
-
-class RailFeed:
-    """Tells people's pages that a row in their lists has changed; the page then fetches its own.
-
-    It waits on a hint or a timer and then asks the database what has changed. A change is looked
-    for a while after it was made, since it may be committed later than a newer one.
-    """
-
-    def __init__(self) -> None:
-        self.readers: set[Reader] = set()
-        self.wake = asyncio.Event()
-        self._told: dict[str, datetime] = {}
-
-    async def run(self) -> None:
-        """Serve until the last reader has left. A feed that ends is never joined again."""
-        try:
-            await self._run()
-        finally:
-            self._retire()
-
-    def _retire(self) -> None:
-        global _rail
-        if _rail is self:
-            _rail = None
-
-    async def _run(self) -> None:
-        layer = get_channel_layer()
-        channel = await layer.new_channel()
-        await layer.group_add(live.RAIL, channel)
-        listening = asyncio.create_task(self._listen(layer, channel))
-        try:
-            self._told = dict(await self._changes())
-            while self.readers:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.wake.wait(), settings.SIGNALBOX["POLL_SECONDS"])
-                    # Changes come in groups; one look answers for all of them.
-                    await asyncio.sleep(RAIL_BREATH)
-                if listening.done():
-                    listening.result()
-                self.wake.clear()
-                await self._look()
-        finally:
-            self._retire()
-            listening.cancel()
-            await layer.group_discard(live.RAIL, channel)
-
-    async def _listen(self, layer: Any, channel: str) -> None:
-        while True:
-            message = await layer.receive(channel)
-            if message["type"] == "person.left":
-                gone = [reader for reader in self.readers if reader.key == message["key"]]
-                await asyncio.gather(
-                    *(reader.close(NOT_YOURS) for reader in gone), return_exceptions=True
-                )
-            else:
-                self.wake.set()
-
-    async def _changes(self) -> list[tuple[str, datetime]]:
-        async with (await pool()).connection() as conn:
-            return list(await (await conn.execute(LISTED)).fetchall())
-
-    async def _look(self) -> None:
-        changes = dict(await self._changes())
-        fresh = [session for session, at in changes.items() if self._told.get(session) != at]
-        self._told = changes
-        if not fresh:
-            return
-        users = {reader.user_id for reader in self.readers}
-        concerned = await in_thread(Session.objects.viewers_among, fresh, users)
-        for reader in list(self.readers):
-            if reader.user_id in concerned:
-                await reader.send(render_to_string("sessions/rail_signal.html"))
-
-
-_rail: RailFeed | None = None
-
-
-def join_rail(reader: Reader) -> RailFeed:
-    global _rail
-    if _rail is None:
-        _rail = RailFeed()
-        _rail.readers.add(reader)
-        _supervise(_rail.run(), _rail.readers)
-    else:
-        _rail.readers.add(reader)
-    return _rail
 
 
 async def close_all(code: int) -> None:
     """Close every socket of this process, telling it with the code whether to come back."""
-    readers = {reader for feed in _feeds.values() for reader in feed.readers}
-    if _rail is not None:
-        readers |= _rail.readers
+    readers = {reader for feed in _feeds.values() for reader in feed.readers} | rail.readers()
     await asyncio.gather(*(reader.close(code) for reader in readers), return_exceptions=True)

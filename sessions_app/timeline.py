@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from django.template import TemplateDoesNotExist
@@ -22,11 +23,19 @@ from .models import Event, Session
 logger = logging.getLogger(__name__)
 
 PAGE = 100
+# A page that is sent ends early when it is long: a frame may have to wait in memory for a reader.
+READ_BYTES = 128 * 1024
+FRAME_BYTES = 128 * 1024
+ROW_BYTES = 256 * 1024
 
 COLUMNS = "session_id, seq, turn_id, type, item, data, created_at"
+# The last column is where the page would end if its events were short.
 PAGE_AFTER = f"""
-SELECT {COLUMNS} FROM sessions_app_event
- WHERE session_id = %(session)s AND seq > %(after)s ORDER BY seq LIMIT {PAGE}
+SELECT {COLUMNS}, ahead FROM (
+  SELECT *, max(seq) OVER () AS ahead, sum(size) OVER (ORDER BY seq) - size AS before FROM (
+    SELECT {COLUMNS}, octet_length(data::text) AS size FROM sessions_app_event
+     WHERE session_id = %(session)s AND seq > %(after)s ORDER BY seq LIMIT {PAGE}) AS sized
+) AS page WHERE before < {READ_BYTES} ORDER BY seq
 """  # noqa: S608
 PAGE_BEFORE = f"""
 SELECT {COLUMNS} FROM sessions_app_event
@@ -42,6 +51,17 @@ UNION ALL
 (SELECT DISTINCT ON (item) {COLUMNS} FROM sessions_app_event
   WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
   ORDER BY item, seq)
+"""  # noqa: S608
+# The same, up to a length: of the items, in their order, those that are read whole.
+PARTS_WITHIN = f"""
+WITH sized AS MATERIALIZED (
+  SELECT parts.*, place, octet_length(data::text) AS size FROM ({PARTS}) AS parts
+    JOIN unnest(%(items)s::text[]) WITH ORDINALITY AS touched (name, place) ON name = item
+)
+SELECT {COLUMNS} FROM (
+  SELECT *, sum(size) OVER (ORDER BY place) - sum(size) OVER (PARTITION BY place) AS before
+    FROM sized
+) AS counted WHERE before < {READ_BYTES}
 """  # noqa: S608
 
 # What changes the regions beside the timeline.
@@ -131,11 +151,18 @@ def fold(page: Iterable[Event], parts: Iterable[Event]) -> list[Item]:
 
 
 def names(page: Sequence[Event]) -> list[str]:
-    return sorted({event.item for event in page if event.item})
+    """The items that a page touches, in the order in which it does."""
+    return list(dict.fromkeys(event.item for event in page if event.item))
+
+
+def whole(page: Sequence[Event], parts: Sequence[Event]) -> list[Event]:
+    """The page up to the first event whose item was not read."""
+    known = {part.item for part in parts}
+    return list(takewhile(lambda event: not event.item or event.item in known, page))
 
 
 def render_row(item: Item, *, replace: bool = False) -> str:
-    """Render one row. One that cannot be rendered becomes a visible row that says so."""
+    """Render one row. One that cannot be rendered, or is too long, becomes one that says so."""
     context = {"item": item, "replace": replace}
     try:
         item.payload  # noqa: B018  -- refuses data that does not fit its type
@@ -145,10 +172,13 @@ def render_row(item: Item, *, replace: bool = False) -> str:
                 "sessions/events/kinds/unknown.html",
             ]
         )
-        return template.render(context)
+        row = template.render(context)
     except (TemplateDoesNotExist, ValidationError, KeyError, ValueError, TypeError):
         logger.exception("Event %s of %s cannot be shown.", item.seq, item.anchor.session_id)
-        return render_to_string("sessions/events/kinds/unknown.html", context)
+        row = render_to_string("sessions/events/kinds/unknown.html", context)
+    if len(row) * 4 > ROW_BYTES and len(row.encode()) > ROW_BYTES:
+        return render_to_string("sessions/events/too_long.html", context)
+    return row
 
 
 def page_before(session: Session, before: int | None = None) -> tuple[list[Item], int, int]:
@@ -195,20 +225,30 @@ def is_small(page: Sequence[Event], parts: Sequence[Event]) -> bool:
     return sum(len(str(event.data)) for event in (*page, *parts)) < SMALL
 
 
-def frame(after: int, page: Sequence[Event], parts: Sequence[Event]) -> Frame:
-    """Render the page of events after `after`: new rows appended, earlier ones replaced."""
-    fresh: list[str] = []
-    changed: list[str] = []
-    for item in fold(page, parts):
-        if item.seq > after:
-            fresh.append(render_row(item))
-        else:
-            changed.append(render_row(item, replace=True))
-    appended = f'<ol id="timeline" hx-swap-oob="beforeend">{"".join(fresh)}</ol>' if fresh else ""
+def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int = 0) -> Frame:
+    """Render the page of events after `after`: new rows appended, earlier ones replaced.
+
+    It ends before the event that would make it too long. `ahead` is where it might have ended.
+    """
+    items = {item.anchor.item or item.seq: item for item in fold(page, parts)}
+    rows: dict[int, str] = {}
+    size, taken = 0, 0
+    for event in page:
+        item = items[event.item or event.seq]
+        if item.seq not in rows:
+            row = render_row(item, replace=item.seq <= after)
+            size += len(row.encode())
+            if rows and size > FRAME_BYTES:
+                break
+            rows[item.seq] = row
+        taken += 1
+    last = page[taken - 1].seq
+    fresh = "".join(rows[seq] for seq in sorted(rows) if seq > after)
+    appended = f'<ol id="timeline" hx-swap-oob="beforeend">{fresh}</ol>' if fresh else ""
     return Frame(
         first=page[0].seq,
-        last=page[-1].seq,
-        rows=appended + "".join(changed),
-        regional=any(event.type.startswith(REGIONAL) for event in page),
-        full=len(page) == PAGE,
+        last=last,
+        rows=appended + "".join(rows[seq] for seq in sorted(rows) if seq <= after),
+        regional=any(event.type.startswith(REGIONAL) for event in page[:taken]),
+        full=len(page) == PAGE or last < ahead,
     )

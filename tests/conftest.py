@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,11 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 
-from sessions_app import engine, live
+from sessions_app import engine, feeds, live, rail, readers
 from sessions_app.environments import registry as environments
 from sessions_app.environments.local import LocalProvider
 from sessions_app.models import Agent, Session
+from sessions_app.threads import close_pool
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,25 @@ def _fresh_process() -> Iterator[None]:
     yield
     engine.replace_worker(None)
     live._home = None
+
+
+@pytest.fixture
+async def one_loop() -> AsyncIterator[None]:
+    """Everything of a test with sockets lives on its loop and ends with it."""
+    live.attach(asyncio.get_running_loop())
+    yield
+    for feed in list(feeds._feeds.values()):
+        feed.readers.clear()
+        feed.wake.set()
+    if rail._feed is not None:
+        rail._feed.readers.clear()
+    tasks = [*readers.tasks, *([feeds._polling] if feeds._polling else [])]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    feeds._feeds.clear()
+    rail._feed = feeds._polling = None
+    await close_pool()
 
 
 @pytest.fixture
@@ -102,6 +122,4 @@ async def work(session_id: str) -> None:
     try:
         await engine.worker().advance(session_id)
     finally:
-        from sessions_app.threads import close_pool
-
         await close_pool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -125,6 +126,9 @@ class Watcher:
     def __init__(self, session: Session, user: User, *, origin: str = "http://testserver") -> None:
         self.session, self.user, self.origin = session, user, origin
         self.closed_with: int | None = None
+        self.acknowledges = True
+        self.drawn: int | None = None
+        self.others = 0
 
     async def __aenter__(self) -> Watcher:
         self.client = await in_thread(signed_in, self.user)
@@ -142,6 +146,7 @@ class Watcher:
         )
         connected, _ = await self.socket.connect()
         assert connected
+        self.drawn, self.others = None, 0
 
     async def disconnect(self) -> None:
         await self.socket.disconnect()
@@ -152,7 +157,19 @@ class Watcher:
         if message["type"] == "websocket.close":
             self.closed_with = message["code"]
             return None
+        if found := re.match(r"<!--\d+ (\d+)-->", message["text"]):
+            self.drawn = int(found.group(1))
+        else:
+            self.others += 1
+        if self.acknowledges:
+            await self.acknowledge()
         return message["text"]
+
+    async def acknowledge(self) -> None:
+        """Say what was drawn, as the page's script does."""
+        said = {"drawn": self.drawn, "others": self.others}
+        said = {name: number for name, number in said.items() if number is not None}
+        await self.socket.send_to(json.dumps(said))
 
     async def catch_up(self) -> Timeline:
         """Apply frames until the page shows everything that is recorded."""

@@ -155,7 +155,10 @@ def test_sessions_know_nothing_of_approvals_and_no_app_knows_the_composition():
 LAYERS = [
     modules(f"{S}.models"),
     modules(f"{S}.run", f"{S}.engine"),
-    modules(f"{S}.views", f"{S}.consumers", f"{S}.admin", f"{S}.management", f"{S}.feeds"),
+    modules(
+        *(f"{S}.{name}" for name in ("views", "consumers", "admin", "management")),
+        *(f"{S}.{name}" for name in ("feeds", "rail", "readers")),
+    ),
 ]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
@@ -11,35 +10,16 @@ from django.test import Client
 
 from approvals_app.decisions import decide
 from approvals_app.models import ApprovalRequest
-from sessions_app import engine, events, feeds, live
+from sessions_app import engine, events, feeds, live, readers
 from sessions_app.models import Agent, Session, Turn
-from sessions_app.threads import close_pool, in_thread
+from sessions_app.threads import in_thread
 
 from .pages import Timeline, Watcher, socket
 from .test_events import golden
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("one_loop")]
 
 GATED = "Words.\n\n```sh name=first\necho one\n```\n\n```sh gate=ask\necho two\n```\n\nThe end.\n"
-
-
-@pytest.fixture(autouse=True)
-async def _one_loop() -> AsyncIterator[None]:
-    """Everything of a test lives on its loop and ends with it."""
-    live.attach(asyncio.get_running_loop())
-    yield
-    for feed in list(feeds._feeds.values()):
-        feed.readers.clear()
-        feed.wake.set()
-    if feeds._rail is not None:
-        feeds._rail.readers.clear()
-    tasks = [*feeds._tasks, *([feeds._polling] if feeds._polling else [])]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    feeds._feeds.clear()
-    feeds._rail = feeds._polling = None
-    await close_pool()
 
 
 async def opened(agent: Agent, owner: User, instruction: str = "Just a word.") -> Session:
@@ -218,7 +198,7 @@ async def test_a_feed_that_fails_tells_its_sockets_to_come_back(agent, alice, mo
         monkeypatch.setattr(feeds.Feed, "_read", broken)
         await in_thread(_say, session, "anything")
         assert await page.frame() is None
-        assert page.closed_with == feeds.COME_BACK
+        assert page.closed_with == readers.COME_BACK
         monkeypatch.undo()
         await page.connect()
         assert "anything" in (await same_as_fresh(page)).text()
@@ -234,7 +214,7 @@ async def test_a_feed_that_cannot_even_begin_is_not_joined_again(agent, alice, m
     monkeypatch.setattr(get_channel_layer(), "group_add", away)
     async with Watcher(session, alice) as page:
         assert await page.frame() is None
-        assert page.closed_with == feeds.COME_BACK
+        assert page.closed_with == readers.COME_BACK
         monkeypatch.undo()
         await page.connect()
         await in_thread(_say, session, "back again")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, WebSocketRoute, expect
+
+from sessions_app.events import MessageCreated
+from tests.installation import Installation
 
 from .conftest import People, furnished, rows, settled, start
 
@@ -48,6 +52,26 @@ def test_a_socket_dropped_ten_times_while_events_flow_shows_each_row_once(people
     alice.reload()
     fresh = rows(alice)
     assert live[-len(fresh) :] == fresh
+
+
+def test_a_flood_is_shown_whole_since_the_page_says_what_it_has_drawn(
+    people: People, place: Installation
+):
+    alice = people.window("alice")
+    said: list[str | bytes] = []
+    alice.on("websocket", lambda opened: opened.on("framesent", lambda sent: said.append(sent)))
+    session = start(alice, "Hello.").rstrip("/").rpartition("/")[2]
+    settled(alice)
+    for batch in range(20):
+        texts = (f"flood {batch}.{n} end" for n in range(100))
+        place.record(session, *(MessageCreated(role="system", text=text) for text in texts))
+    last = place.one("SELECT last_seq FROM sessions_app_session WHERE id = %s", session)
+    alice.locator(f"#timeline[data-last='{last}']").wait_for(timeout=60_000)
+    flood = [row.split()[-2] for row in rows(alice) if "flood" in row]
+    assert flood == [f"{batch}.{n}" for batch in range(20) for n in range(100)]
+    assert len(said) > 3
+    assert all("drawn" in json.loads(message) for message in said)
+    assert len(said) < 60
 
 
 def test_a_pending_card_still_works_on_a_page_that_outlived_its_server(

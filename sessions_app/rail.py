@@ -1,0 +1,120 @@
+"""Who tells people's pages that their lists have changed: one feed for all of them per process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import datetime
+from typing import Any
+
+from channels.layers import get_channel_layer
+from django.conf import settings
+from django.template.loader import render_to_string
+
+from . import live
+from .models import Session
+from .readers import NOT_YOURS, Reader, supervise
+from .threads import in_thread, pool
+
+BREATH = 0.3
+
+LISTED = """
+SELECT id, listed_at FROM sessions_app_session
+ WHERE listed_at > clock_timestamp() - interval '1 minute'
+"""
+
+
+class RailFeed:
+    """Tells people's pages that a row in their lists has changed; the page then fetches its own.
+
+    It waits on a hint or a timer and then asks the database what has changed. A change is looked
+    for a while after it was made, since it may be committed later than a newer one.
+    """
+
+    def __init__(self) -> None:
+        self.readers: set[Reader] = set()
+        self.wake = asyncio.Event()
+        self._told: dict[str, datetime] = {}
+        self._owed: set[Reader] = set()
+
+    async def run(self) -> None:
+        """Serve until the last reader has left. A feed that ends is never joined again."""
+        try:
+            await self._run()
+        finally:
+            self._retire()
+
+    def _retire(self) -> None:
+        global _feed
+        if _feed is self:
+            _feed = None
+
+    async def _run(self) -> None:
+        layer = get_channel_layer()
+        channel = await layer.new_channel()
+        await layer.group_add(live.RAIL, channel)
+        listening = asyncio.create_task(self._listen(layer, channel))
+        try:
+            self._told = dict(await self._changes())
+            while self.readers:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.wake.wait(), settings.SIGNALBOX["POLL_SECONDS"])
+                    # Changes come in groups; one look answers for all of them.
+                    await asyncio.sleep(BREATH)
+                if listening.done():
+                    listening.result()
+                self.wake.clear()
+                await self._look()
+        finally:
+            self._retire()
+            listening.cancel()
+            await layer.group_discard(live.RAIL, channel)
+
+    async def _listen(self, layer: Any, channel: str) -> None:
+        while True:
+            message = await layer.receive(channel)
+            if message["type"] == "person.left":
+                gone = [reader for reader in self.readers if reader.key == message["key"]]
+                await asyncio.gather(
+                    *(reader.close(NOT_YOURS) for reader in gone), return_exceptions=True
+                )
+            else:
+                self.wake.set()
+
+    async def _changes(self) -> list[tuple[str, datetime]]:
+        async with (await pool()).connection() as conn:
+            return list(await (await conn.execute(LISTED)).fetchall())
+
+    async def _look(self) -> None:
+        changes = dict(await self._changes())
+        fresh = [session for session, at in changes.items() if self._told.get(session) != at]
+        self._told = changes
+        if fresh:
+            users = {reader.user_id for reader in self.readers}
+            concerned = await in_thread(Session.objects.viewers_among, fresh, users)
+            self._owed |= {reader for reader in self.readers if reader.user_id in concerned}
+        # Who has no room now is told at a later look.
+        self._owed &= self.readers
+        for reader in [reader for reader in self._owed if reader.has_room]:
+            self._owed.discard(reader)
+            await reader.send(render_to_string("sessions/rail_signal.html"))
+
+
+_feed: RailFeed | None = None
+
+
+def join(reader: Reader) -> RailFeed:
+    """Let a socket hear of changed lists, starting the feed if it is the first."""
+    global _feed
+    if _feed is None:
+        _feed = RailFeed()
+        _feed.readers.add(reader)
+        supervise(_feed.run(), _feed.readers)
+    else:
+        _feed.readers.add(reader)
+    return _feed
+
+
+def readers() -> set[Reader]:
+    """Every socket that hears of changed lists."""
+    return set(_feed.readers) if _feed is not None else set()
