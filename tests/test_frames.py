@@ -76,17 +76,17 @@ async def test_no_frame_is_long_whatever_was_printed(agent, alice, line, order):
     async with Watcher(session, alice) as page:
         await page.disconnect()
         if order == "all at once":
-            await in_thread(_record, session, *(call(n) for n in range(30)))
-            await in_thread(_record, session, *(result(n, head) for n in range(30)))
+            await in_thread(_record, session, *(call(n) for n in range(12)))
+            await in_thread(_record, session, *(result(n, head) for n in range(12)))
         else:
-            for n in range(30):
+            for n in range(12):
                 await in_thread(_record, session, call(n), result(n, head))
         await page.connect()
         frames = await frames_of(page)
         same(page, await in_thread(Timeline, session, page.client))
     longest = max(len(frame.encode()) for frame in frames)
     assert longest < max(timeline.FRAME_BYTES, timeline.ROW_BYTES) + 20_000
-    assert len(frames) >= 15
+    assert len(frames) >= 6
 
 
 async def test_a_row_that_no_frame_may_hold_says_where_it_can_be_seen(agent, alice):

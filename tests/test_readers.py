@@ -49,7 +49,8 @@ async def test_a_reader_that_says_nothing_is_sent_a_bounded_part_and_others_get_
         for batch in range(10):
             await say(session, *(f"{batch}.{n} {LONG}" for n in range(40)))
         await reading.catch_up()
-        assert all(f"{batch}.39 " in reading.timeline.text() for batch in range(10))
+        text = reading.timeline.text()
+        assert all(f"{batch}.39 " in text for batch in range(10))
         longest = UNACKNOWLEDGED + timeline.FRAME_BYTES + 10_000
         assert UNACKNOWLEDGED < await drain(silent) < longest
         assert silent.timeline.last < reading.timeline.last
@@ -100,7 +101,8 @@ async def test_a_reader_that_draws_nothing_for_long_has_to_come_back_and_misses_
         await page.catch_up()
         fresh = await in_thread(Timeline, session, page.client)
         assert page.timeline.last == fresh.last
-        assert all(f"line {n} words" in page.timeline.text() for n in range(150))
+        text = page.timeline.text()
+        assert all(f"line {n} words" in text for n in range(150))
 
 
 async def test_drafts_wait_for_nobody_and_are_bounded_as_well(agent, alice, bob):
