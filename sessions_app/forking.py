@@ -24,6 +24,7 @@ def fork(at: Turn, *, by: User, idempotency_key: str | None = None) -> Session:
     repeat with the same key returns the first one. Raises NotAllowed and NotPossible; nothing is
     left then. Copying may take a while: not for an event loop.
     """
+    at = Turn.objects.select_related("session__agent").get(pk=at.pk)
     parent = at.session
     if not Session.objects.visible_to(by).filter(pk=parent.pk).exists():
         raise NotAllowed("You may not see this session.")

@@ -97,7 +97,7 @@ def workspace_context(request: HttpRequest, session: Session) -> dict[str, objec
         **rail_context(request.user, current=session.pk),  # type: ignore[arg-type]
         **session_context(session),
         **lineage_context(session, request.user),  # type: ignore[arg-type]
-        **inherited.page(session, request.user),  # type: ignore[arg-type]
+        **inherited.page(session, request.user),
         "items": items,
         "first_seq": first,
         "last_seq": last,
