@@ -16,10 +16,9 @@ from sessions_app import delegation, engine, events
 from sessions_app.delegation import delegate
 from sessions_app.feeds import render_regions
 from sessions_app.forking import fork
-from sessions_app.models import Agent, Artifact, Fenced, NotPossible, Session, Turn
+from sessions_app.models import Agent, Artifact, Fenced, NotAllowed, NotPossible, Session, Turn
 from sessions_app.models.artifact import store
 from sessions_app.models.lineage import MOST_LEVELS, NAMED, SUMMARY
-from sessions_app.models.session import NotAllowed
 from sessions_app.runners import registry
 from sessions_app.runners.base import TurnContext, TurnFailure
 from sessions_app.threads import in_thread

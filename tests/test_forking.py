@@ -19,8 +19,7 @@ from sessions_app.delegation import delegate
 from sessions_app.environments import copying, layout
 from sessions_app.environments import registry as environments
 from sessions_app.forking import fork
-from sessions_app.models import Agent, ExecutionEnvironment, NotPossible, Session, Turn
-from sessions_app.models.session import NotAllowed
+from sessions_app.models import Agent, ExecutionEnvironment, NotAllowed, NotPossible, Session, Turn
 from sessions_app.threads import in_thread
 
 from .conftest import signed_in, work
