@@ -130,9 +130,22 @@ class UsageRecorded(Payload):
 
 
 class HandoffSummaryCreated(Payload):
+    """A session that this one gave work to has come to rest; said in the one that gave it."""
+
     type = "handoff_summary.created"
     session_id: str
-    summary: Text
+    agent: Line
+    title: Line
+    turn: int = Field(ge=1, description="the number of the turn over there that ended last")
+    outcome: Literal["completed", "failed", "cancelled"]
+    summary: Text = Field("", max_length=5000)
+    """The last words of the agent, or why it failed, or who stopped it; cut when long."""
+    artifacts: tuple[Line, ...] = Field((), max_length=20)
+    """The names of what was made; of many, the latest."""
+    artifact_count: int = Field(0, ge=0)
+
+    def item(self, turn: str) -> str:
+        return f"child:{self.session_id}"
 
 
 # -- widgets -----------------------------------------------------------------------------------
@@ -322,15 +335,23 @@ class SessionForked(Payload):
     session_id: str = Field(description="the session it was forked from")
     turn: int = Field(ge=1, description="the number of the last turn it goes on from")
     last_seq: int = Field(ge=1, description="that session's last seq which belongs to it")
+    files: bool = Field(False, description="whether the files of its environment were copied")
 
 
 class SessionDelegated(Payload):
-    """A turn gave work to another agent, in a session of its own."""
+    """A turn, or a person, gave work to another agent, in a session of its own."""
 
     type = "session.delegated"
     session_id: str
     agent: Line
     title: Line
+    by: Line = ""
+    ref: Ref | None = None
+    """The runner's own name for it, by which a resumed runner knows that it was given."""
+
+    def item(self, turn: str) -> str:
+        # What comes back stands in the same row.
+        return f"child:{self.session_id}"
 
 
 class _SessionState(Payload):

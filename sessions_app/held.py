@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from . import events, gates
+from . import delegation, events, gates
 from .environments.base import Environment
 from .events import Payload
 from .models import Artifact, ExecutionEnvironment, Fenced, Session, Turn
@@ -86,6 +86,14 @@ class HeldTurn:
         if more := Usage.more(**amounts):
             Turn.objects.filter(pk=self.turn.pk).update(**more)
             Session.objects.filter(pk=self.turn.session_id).update(**more)
+
+    def delegate(self, key: str, agent: str, instruction: str) -> str:
+        with self._held() as session:
+            by = self.turn.author or session.owner
+            child = delegation.delegate(
+                self.turn, agent=agent, instruction=instruction, by=by, key=key, ref=key
+            )
+            return child.pk
 
     def environment_opened(self, kind: str, environment: Environment, duration: int) -> None:
         with self._held() as session:

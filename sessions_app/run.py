@@ -25,7 +25,7 @@ from .events import (
     UsageRecorded,
 )
 from .held import HeldTurn
-from .models import Fenced, Turn
+from .models import Fenced, NotPossible, Turn
 from .models.artifact import store
 from .models.event import append_async
 from .models.states import TurnState
@@ -56,7 +56,6 @@ AUTHORED = {
     "widget.updated",
     "progress.updated",
     "usage.recorded",
-    "handoff_summary.created",
 }
 
 STATUS_OF = {"timed_out": "timed_out", "cancelled": "cancelled"}
@@ -269,6 +268,13 @@ class TurnRun:
         if isinstance(answer, Grant):
             self._granted.add(answer)
         return answer
+
+    async def delegate(self, key: str, agent: str, instruction: str) -> str:
+        await self.flush()
+        try:
+            return await in_thread(self._held.delegate, key, agent, instruction)
+        except NotPossible as error:
+            raise TurnFailure("delegation_refused", str(error)) from error
 
     async def environment(self) -> Environment:
         if self._environment is None:

@@ -43,15 +43,16 @@ SELECT {COLUMNS} FROM sessions_app_event
 """  # noqa: S608
 # The first event, which says where the row stands, and the latest of each type are enough to draw
 # an item, however often it was updated.
-PARTS = f"""
+PARTS_UNTIL = f"""
 (SELECT DISTINCT ON (item, type) {COLUMNS} FROM sessions_app_event
-  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
+  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> '' AND seq <= %(last)s
   ORDER BY item, type, seq DESC)
 UNION ALL
 (SELECT DISTINCT ON (item) {COLUMNS} FROM sessions_app_event
   WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
   ORDER BY item, seq)
 """  # noqa: S608
+PARTS = PARTS_UNTIL.replace(" AND seq <= %(last)s", "")
 # The same, up to a length: of the items, in their order, those that are read whole.
 PARTS_WITHIN = f"""
 WITH sized AS MATERIALIZED (
@@ -75,6 +76,8 @@ FAMILIES = {
     "artifact.created": "artifact",
     "progress.updated": "progress",
     "handoff_summary.created": "handoff_summary",
+    "session.forked": "fork",
+    "session.delegated": "delegation",
 }
 
 
@@ -84,6 +87,8 @@ class Item:
 
     anchor: Event
     parts: dict[str, Event] = field(default_factory=dict)
+    inherited: bool = False
+    """Shown above a fork: a row of the session it was forked from, to be read only."""
 
     @property
     def seq(self) -> int:
@@ -91,7 +96,7 @@ class Item:
 
     @property
     def dom_id(self) -> str:
-        return f"event-{self.anchor.seq}"
+        return f"{'inherited' if self.inherited else 'event'}-{self.anchor.seq}"
 
     @property
     def data(self) -> dict[str, Any]:
@@ -123,6 +128,10 @@ class Item:
     @property
     def resolved(self) -> Event | None:
         return self.parts.get("approval_request.resolved")
+
+    @property
+    def handed_over(self) -> Event | None:
+        return self.parts.get("handoff_summary.created")
 
     @property
     def started(self) -> Event | None:
@@ -188,16 +197,16 @@ def page_before(session: Session, before: int | None = None) -> tuple[list[Item]
     """
     limit = before if before is not None else session.last_seq + 1
     arguments = {"session": session.pk, "before": limit}
-    rows = list(Event.objects.raw(_with_id(PAGE_BEFORE), arguments))[::-1]
+    rows = list(Event.objects.raw(with_id(PAGE_BEFORE), arguments))[::-1]
     if not rows:
         return [], 0, limit - 1
-    parts = Event.objects.raw(_with_id(PARTS), {"session": session.pk, "items": names(rows)})
+    parts = Event.objects.raw(with_id(PARTS), {"session": session.pk, "items": names(rows)})
     first = rows[0].seq
     items = [item for item in fold(rows, parts) if item.seq >= first]
     return items, first, rows[-1].seq
 
 
-def _with_id(sql: str) -> str:
+def with_id(sql: str) -> str:
     """A raw queryset wants the primary key too."""
     return sql.replace(COLUMNS, f"id, {COLUMNS}")
 

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from .views import artifacts, keeping, sessions, turns
+from .views import artifacts, keeping, lineage, sessions, turns
 
 urlpatterns = [
     path("", sessions.home, name="home"),
@@ -28,6 +28,10 @@ urlpatterns = [
         name="session_restoration",
     ),
     path("turns/<str:turn_id>/instruction/", turns.turn_edit, name="turn_edit"),
+    path("sessions/<str:session_id>/inherited/", lineage.inherited_rows, name="inherited_rows"),
+    path("sessions/<str:session_id>/lineage/", lineage.session_lineage, name="session_lineage"),
+    path("sessions/<str:session_id>/delegations/", lineage.delegation, name="delegation"),
+    path("turns/<str:turn_id>/fork/", lineage.turn_fork, name="turn_fork"),
     path("turns/<str:turn_id>/retry/", turns.turn_retry, name="turn_retry"),
     path("turns/<str:turn_id>/cancellation/", turns.turn_cancel, name="turn_cancel"),
     path("artifacts/<str:artifact_id>/", artifacts.artifact_page, name="artifact_page"),

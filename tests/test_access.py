@@ -20,6 +20,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from approvals_app.models import ApprovalRequest, Decision
 from config.sign_in import link_for
 from sessions_app import events
+from sessions_app.forking import fork
 from sessions_app.models import Agent, Artifact, ExecutionEnvironment, Session, Turn
 from sessions_app.models.artifact import store
 
@@ -45,6 +46,8 @@ class Stage:
     environment: ExecutionEnvironment
     diagram: int
     staff: User
+    done: Turn
+    fork: Session
 
 
 @pytest.fixture
@@ -71,6 +74,7 @@ def stage(agent: Agent, alice: User, staff: User) -> Stage:
             session=session, provider="local", state="ACTIVE", detail=SECRET
         )
     finished(turn)
+    forked = fork(turn, by=alice)
     session.submit(f"{SECRET} second", author=alice)
     approval = asked(session, action(f"echo {SECRET}"), title=f"{SECRET} step")
     queued, _ = session.submit(f"{SECRET} third", author=alice)
@@ -79,7 +83,9 @@ def stage(agent: Agent, alice: User, staff: User) -> Stage:
     )
     session.refresh_from_db()
     waiting = Turn.objects.get(pk=approval.turn_id)
-    return Stage(session, waiting, queued, approval, artifact, environment, diagram, staff)
+    return Stage(
+        session, waiting, queued, approval, artifact, environment, diagram, staff, turn, forked
+    )
 
 
 # -- the addresses -------------------------------------------------------------------------------
@@ -125,6 +131,16 @@ TABLE: dict[str, Row] = {
         )
         for verb in ("completion", "archival", "restoration")
     },
+    "sessions/<str:session_id>/inherited/": Row(
+        lambda s: f"/sessions/{s.fork.pk}/inherited/?before=100"
+    ),
+    "sessions/<str:session_id>/lineage/": Row(lambda s: f"/sessions/{s.session.pk}/lineage/"),
+    "sessions/<str:session_id>/delegations/": Row(
+        lambda s: f"/sessions/{s.session.pk}/delegations/",
+        data=lambda s: {"agent": s.session.agent_id, "delegated": "Let me in."},
+        methods="POST",
+    ),
+    "turns/<str:turn_id>/fork/": Row(lambda s: f"/turns/{s.done.pk}/fork/", methods="POST"),
     "turns/<str:turn_id>/retry/": Row(lambda s: f"/turns/{s.queued.pk}/retry/", methods="POST"),
     "turns/<str:turn_id>/cancellation/": Row(
         lambda s: f"/turns/{s.queued.pk}/cancellation/", methods="POST"

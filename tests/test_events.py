@@ -222,8 +222,19 @@ def test_an_instruction_and_its_edits_are_one_row():
     assert said.item("trn_1") == edited.item("trn_1") == "instruction:trn_1"
 
 
+def test_what_comes_back_from_a_delegation_stands_in_its_row():
+    given = events.load("session.delegated", golden("session.delegated"))
+    came_back = events.load("handoff_summary.created", golden("handoff_summary.created"))
+    assert given.item("trn_1") == came_back.item("") == f"child:{given.session_id}"
+
+
 @pytest.mark.parametrize(
-    "type", [type for type in PAYLOADS if type.startswith(("message", "session", "artifact"))]
+    "type",
+    [
+        type
+        for type in PAYLOADS
+        if type.startswith(("message", "session", "artifact")) and type != "session.delegated"
+    ],
 )
 def test_other_events_are_rows_alone(type):
     assert events.load(type, golden(type)).item("trn_1") == ""

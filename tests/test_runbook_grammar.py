@@ -17,6 +17,7 @@ from sessions_app.runners.runbook.grammar import (
     LANGUAGES,
     MAX_CHARACTERS,
     MAX_PROBLEMS,
+    Delegation,
     Diagram,
     Item,
     Prose,
@@ -142,6 +143,34 @@ def test_a_block_has_all_its_options() -> None:
 def test_options_are_quoted_by_the_rules_of_a_shell() -> None:
     assert step("""sh 'why=It is "fine".' na'me'=x""").why == 'It is "fine".'
     assert step('sh   why="say \\"yes\\""\t').why == 'say "yes"'
+
+
+def test_work_for_another_agent_is_taken_word_for_word() -> None:
+    inner = "# Do it\n\n```sh name=one\nls\n```\n"
+    [found] = parse(f'````delegate agent="The reviewer" name=r\n{inner}````').items
+    assert found == Delegation(
+        line=1, last=7, number=1, agent="The reviewer", source=inner, name="r"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("```delegate\nDo it.\n```", 'Line 1: Say who gets this work: `agent="…"`.'),
+        ("```delegate agent=A\n\n```", "Line 1: This `delegate` block is empty."),
+        (
+            "```delegate agent=A gate=ask\nDo it.\n```",
+            "Line 1: Unknown option `gate`. This block takes `agent`, `name`, `on-failure`.",
+        ),
+        (
+            "```delegate agent=A\n```sh\nls\n```\n```",
+            "Line 2: A block opens here, but the one of line 1 is still open. Close that one "
+            "first, or give it a longer fence than ```.",
+        ),
+    ],
+)
+def test_work_for_another_agent_is_checked_too(text: str, problem: str) -> None:
+    assert problem in [str(found) for found in parse(text).problems]
 
 
 @pytest.mark.parametrize("timeout", ["1", "0.5", ".5", "86400", "86400.0", "007"])

@@ -87,5 +87,12 @@ class Provider(Protocol):
     async def open(self, key: str) -> Environment:
         """Create or resume the environment called `key`. Raises EnvironmentUnavailable."""
 
+    async def copy(self, from_key: str, to_key: str) -> bool:
+        """Make the environment `to_key` with the files of another; False if that has none.
+
+        No step may run in the other one meanwhile. Raises EnvironmentUnavailable when it cannot
+        be done, and then nothing of it is left.
+        """
+
     async def delete(self, key: str) -> None:
         """Remove the environment and its files; nothing happens when there is none."""

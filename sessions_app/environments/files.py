@@ -39,6 +39,16 @@ def directory(name: str | Path, parent: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def regular(name: str, parent: int) -> Iterator[int]:
+    """Open a regular file in a directory for reading. Raises OSError if it is not one."""
+    descriptor = _open_regular(name, parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def open_regular(top: Path, name: PurePath) -> BinaryIO:
     """Open the regular file `name` below `top`. Raises OSError if it is not one."""
     if name.is_absolute() or not name.parts or ".." in name.parts:
@@ -47,11 +57,15 @@ def open_regular(top: Path, name: PurePath) -> BinaryIO:
         parent = stack.enter_context(directory(top))
         for part in name.parts[:-1]:
             parent = stack.enter_context(directory(part, parent))
-        descriptor = _open(name.name, parent, REGULAR, stat.S_ISREG)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "not a regular file", str(name))
-        return os.fdopen(descriptor, "rb")
+        return os.fdopen(_open_regular(name.name, parent), "rb")
+
+
+def _open_regular(name: str, parent: int) -> int:
+    descriptor = _open(name, parent, REGULAR, stat.S_ISREG)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return descriptor
 
 
 def produced(work: Path) -> list[ProducedFile]:

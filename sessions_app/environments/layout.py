@@ -6,13 +6,16 @@ import contextlib
 import os
 import re
 import stat
+import time
 import uuid
 from pathlib import Path
 
-from . import files
+from . import copying, files
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 REMOVED = ".removed-"  # Not a valid key: such a directory is never an environment again.
+COPYING = ".copying-"  # And one of these not yet.
+ABANDONED = 24 * 3600.0
 
 
 def valid(key: str) -> str:
@@ -66,3 +69,30 @@ def delete(root: Path, directory: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         directory.rename(removed)
         files.remove(removed)
+
+
+def duplicate(root: Path, source: Path, target: Path) -> bool:
+    """Make `target` with a copy of the working directory of `source`; False if there is none.
+
+    What is remembered of the source's turns is left out: the new environment counts its own.
+    It is there as a whole or not at all. Raises OSError.
+    """
+    for left in root.glob(f"{COPYING}*"):
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < time.time() - ABANDONED:
+                files.remove(left)
+    if not is_directory(source / "work"):
+        return False
+    if os.path.lexists(target):
+        raise FileExistsError(17, "File exists", str(target))
+    partial = root / f"{COPYING}{uuid.uuid4().hex}"
+    partial.mkdir(0o700)
+    try:
+        (partial / "state").mkdir(0o700)
+        copying.copy(source / "work", partial / "work", partial / "links")
+        partial.rename(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove(partial)
+        raise
+    return True

@@ -15,6 +15,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,9 @@ TREE = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 WORKTREES = Path(__file__).with_name("worktrees.py").read_bytes()
 WORKTREES_TIMEOUT = 60.0
 WORKTREES_OUTPUT = 17 * 1024 * 1024  # The script cuts at 16 MiB; this is for one that is cheated.
+
+# Few and their own: a copy may take minutes, and rendering and downloads go on meanwhile.
+COPIERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="signalbox-copies")
 
 UNCONFINED = "commands run unconfined, as the server's user"
 CONFINED = "Confined by bubblewrap: commands see only their own files and have no network"
@@ -173,6 +177,15 @@ class LocalProvider:
         if confinement is None and self.confine:
             raise EnvironmentUnavailable(f"Commands must be confined, but {detail}.")
         return LocalEnvironment(directory, confinement, detail, resumed)
+
+    async def copy(self, from_key: str, to_key: str) -> bool:
+        source, target = self.root / layout.valid(from_key), self.root / layout.valid(to_key)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(COPIERS, layout.duplicate, self.root, source, target)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EnvironmentUnavailable(f"The files could not be copied: {reason}.") from error
 
     async def delete(self, key: str) -> None:
         try:

@@ -3,7 +3,7 @@ from .artifact import Artifact
 from .environment import ExecutionEnvironment
 from .event import Event, Fenced
 from .session import Session
-from .states import NotPossible
+from .states import NotAllowed, NotPossible
 from .turn import Turn
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Event",
     "ExecutionEnvironment",
     "Fenced",
+    "NotAllowed",
     "NotPossible",
     "Session",
     "Turn",

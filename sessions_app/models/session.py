@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from .. import events, gates, ids, live
 from ..events import Payload
+from . import lineage
 from .agent import Agent
 from .event import Event
 from .states import FINAL, FINISHED, SESSION, STATE_EVENTS, NotPossible, SessionState, TurnState
@@ -384,6 +385,8 @@ class Session(Usage):
             failed = last.state == TurnState.FAILED
             state = SessionState.FAILED if failed else SessionState.WAITING_FOR_INPUT
         self._move(state, by=by)
+        if not open_states:
+            lineage.hand_over(self)
 
     def _move(self, state: str, *, by: str, reason: str = "") -> None:
         if self.state == state:
@@ -426,6 +429,7 @@ class Session(Usage):
                     by=by.get_username(), reason=reason or "the session was closed", settle=False
                 )
             session._move(state, by=by.get_username(), reason=reason)
+            lineage.hand_over(session)
         self.refresh_from_db()
 
     def archive(self, *, by: User) -> None:

@@ -17,6 +17,10 @@ class NotPossible(Exception):
     """A transition was refused and nothing changed; the message says why."""
 
 
+class NotAllowed(NotPossible):
+    """Refused to this person."""
+
+
 @dataclass(frozen=True)
 class Transition:
     leaves: tuple[str, ...]

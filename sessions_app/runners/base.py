@@ -133,6 +133,14 @@ class TurnContext(Protocol):
         Everything yielded before is stored first. Live output is shown as the draft of `call_id`.
         """
 
+    async def delegate(self, key: str, agent: str, instruction: str) -> str:
+        """Give work to another agent, by name or id, and return the id of the session it is in.
+
+        `key` names it within the turn: asking again returns the same session. Nobody waits for
+        it; how it ended is told in this session. Raises TurnFailure with the code
+        `delegation_refused` when the turn's author may not, or when there are limits to it.
+        """
+
     async def draft(self, ref: str, text: str) -> None:
         """Show text that is not yet a fact. May be dropped."""
 

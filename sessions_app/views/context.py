@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from django.db.models import OuterRef, Q
+from django.db.models import OuterRef, Q, QuerySet
 
 from ..models import Agent, Session, Turn
 from ..models.states import FINAL, OPEN, SessionState, TurnState
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 RAIL_ROWS = 50
 QUEUED_ROWS = 50
+RELATED = 20
 
 
 def session_context(session: Session) -> dict[str, Any]:
@@ -30,6 +32,35 @@ def session_context(session: Session) -> dict[str, Any]:
         "queued_turns": queued,
         "environment": getattr(session, "environment", None),
         "artifacts": list(session.artifacts.order_by("created_at")[:200]),
+    }
+
+
+def lineage_context(session: Session, user: User) -> dict[str, Any]:
+    """Where a session comes from and whom it gave work to, as far as one person may see those."""
+    visible = Session.objects.visible_to(user).select_related("agent")
+    above = visible.in_bulk([pk for pk in (session.parent_id, session.forked_from_id) if pk])
+    return {
+        "parent": above.get(session.parent_id or ""),
+        "forked_from": above.get(session.forked_from_id or ""),
+        "children": _below(session.children, visible),
+        "forks": _below(session.forks, visible),
+        "delegates_to": Agent.objects.visible_to(user).enabled(),
+        "delegation_key": uuid4().hex,
+    }
+
+
+def _below(related: Any, visible: QuerySet[Session]) -> dict[str, Any]:
+    """The latest of some sessions, and how many there are beyond what is shown."""
+    ids = list(related.order_by("-created_at").values_list("pk", flat=True))
+    waits_for = Turn.objects.open().filter(session=OuterRef("pk")).values("waiting_for")[:1]
+    seen = visible.filter(pk__in=ids)
+    shown = list(seen.annotate(waits_for=waits_for).order_by("-created_at")[:RELATED])
+    may_see = seen.count() if len(shown) == RELATED else len(shown)
+    return {
+        "shown": shown,
+        "count": len(ids),
+        "more": may_see - len(shown),
+        "hidden": len(ids) - may_see,
     }
 
 

@@ -9,12 +9,12 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from .. import submission, timeline
+from .. import inherited, submission, timeline
 from ..models import Agent, NotPossible, Session
 from ..runners.base import Problem
 from ..runners.runbook.examples import examples
 from .answers import posted, refused
-from .context import rail_context, session_context
+from .context import lineage_context, rail_context, session_context
 
 
 @require_GET
@@ -96,10 +96,13 @@ def workspace_context(request: HttpRequest, session: Session) -> dict[str, objec
     return {
         **rail_context(request.user, current=session.pk),  # type: ignore[arg-type]
         **session_context(session),
+        **lineage_context(session, request.user),  # type: ignore[arg-type]
+        **inherited.page(session, request.user),
         "items": items,
         "first_seq": first,
         "last_seq": last,
         "may_decide": session.agent.may_decide(request.user),
+        "may_work": not session.agent.why_not(request.user),
         "submission": uuid4().hex,
     }
 

@@ -30,7 +30,7 @@ function resized() {
 
 function keepPlace({ detail: { target } }) {
   // Older rows come in above: what is being read stays where it is.
-  if (target.id !== "older") return;
+  if (target.id !== "older" && target.id !== "inherited-older") return;
   const anchor = target.nextElementSibling;
   const before = anchor?.getBoundingClientRect().top;
   const restore = () => {

@@ -27,7 +27,8 @@ MAX_PROBLEMS: Final = 100
 MAX_YAML_DEPTH: Final = 100
 INTERPRETERS: Final[dict[str, Interpreter]] = {name: name for name in get_args(Interpreter)}
 RESERVED: Final = frozenset({"choice", "form", "status", "doc", "nav", "table"})
-LANGUAGES: Final = RESERVED | {*INTERPRETERS, "mermaid"}
+LANGUAGES: Final = RESERVED | {*INTERPRETERS, "mermaid", "delegate"}
+OPTIONS: Final = {"mermaid": options.DIAGRAM, "delegate": options.DELEGATION}
 
 Flow = Literal["stop", "continue"]
 
@@ -64,6 +65,16 @@ class Diagram(Item):
     source: str
     name: str = ""
     title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delegation(Item):
+    """Work for another agent: `source` is the instruction, word for word."""
+
+    agent: str
+    source: str
+    name: str = ""
+    on_failure: Flow = "stop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,14 +238,19 @@ class _Reader:
         if language == "mermaid":
             self.items.append(Diagram(line=line, last=last, source=token.content, **values))
             return
+        if language == "delegate":
+            if "agent" not in values:
+                self._problem(line, 'Say who gets this work: `agent="…"`.')
+                return
+            self.items.append(Delegation(line=line, last=last, source=token.content, **values))
+            return
         tool = INTERPRETERS[language]
         kind: ToolKind = "git" if tool != "python" and only_git(token.content) else "shell"
         step = Step(line=line, last=last, tool=tool, kind=kind, source=token.content, **values)
         self.items.append(step)
 
     def _options(self, words: str, language: str, line: int) -> dict[str, Any]:
-        known = options.DIAGRAM if language == "mermaid" else options.STEP
-        values, wrong = options.read(words, known)
+        values, wrong = options.read(words, OPTIONS.get(language, options.STEP))
         for message in wrong:
             self._problem(line, message)
         if name := values.get("name"):

@@ -26,6 +26,7 @@ date > artifacts/note.txt
 
 * `sh`, `bash` and `python` blocks are steps. Each starts in this session's own directory; what it \
 leaves there, the next step and the next turn find.
+* A `delegate agent="…"` block gives what is in it to another agent, in a session of its own.
 * `mermaid` blocks are drawn. Blocks of any other language are text.
 * Options follow the language: `name=`, `timeout=` in seconds, `gate=ask`, `why="…"`, and \
 `on-reject=` and `on-failure=`, which `stop` unless they say `continue`.

@@ -78,6 +78,11 @@ STEP: Options = {
     "retry": _retry,
     "why": _words("why", 500),
 }
+DELEGATION: Options = {
+    "agent": _words("agent", 120),
+    "name": _name,
+    "on-failure": _flow("on-failure"),
+}
 DIAGRAM: Options = {"name": _name, "title": _words("title", 200)}
 
 

@@ -18,6 +18,7 @@ from sessions_app.events import (
     MessageCreated,
     Payload,
     ProgressUpdated,
+    SessionDelegated,
     ToolCallCompleted,
     ToolCallStarted,
     WidgetCreated,
@@ -32,7 +33,7 @@ from sessions_app.runners.base import (
     TurnFailure,
 )
 
-from .grammar import Diagram, Prose, Runbook, Step, clip, parse
+from .grammar import Delegation, Diagram, Prose, Runbook, Step, clip, parse
 from .help import HELP
 from .options import MAX_TIMEOUT
 
@@ -69,6 +70,9 @@ class RunbookRunner:
             elif isinstance(item, Diagram):
                 if latest is None:
                     yield _widget(item)
+            elif isinstance(item, Delegation):
+                if latest is None and (refused := await _delegated(turn, item)):
+                    yield refused
             elif isinstance(item, Step):
                 reason, prose = _reason(prose), ""
                 if not _is_done(latest):
@@ -107,6 +111,8 @@ class Past:
             match payload:
                 case MessageCreated(ref=str(ref)):
                     self._latest[_base(ref)] = payload
+                case SessionDelegated(ref=str(ref)):
+                    self._latest[ref] = payload
                 case WidgetCreated(widget_id=ref):
                     self._latest[ref] = payload
                 case ToolCallStarted(call_id=ref):
@@ -194,6 +200,19 @@ def _progress(runbook: Runbook, step: Step) -> ProgressUpdated | None:
     done = steps.index(step)
     label = clip(f"Step {done + 1} of {len(steps)}: {step.title}", 200)
     return ProgressUpdated(label=label, fraction=round(done / len(steps), 4))
+
+
+async def _delegated(turn: TurnContext, item: Delegation) -> Payload | None:
+    """Give the work away; return what to say when that was refused and the runbook goes on."""
+    try:
+        await turn.delegate(item.ref, item.agent, item.source)
+    except TurnFailure as refusal:
+        if item.on_failure == "stop":
+            raise
+        label = clip(item.name or item.agent, 60).replace("`", "'")
+        text = f"`{label}` was not delegated: {refusal}"
+        return MessageCreated(role="system", text=text, ref=item.ref)
+    return None
 
 
 def _widget(item: Diagram) -> WidgetCreated:
