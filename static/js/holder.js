@@ -1,0 +1,11 @@
+// Leases are renewed without a word on the stream: while a turn runs and somebody can see it, the
+// page asks who holds it.
+const SECONDS = 3;
+
+function look() {
+  const holder = document.querySelector("#holder[data-looks]");
+  if (document.visibilityState === "visible" && holder?.checkVisibility()) window.htmx.trigger(holder, "look");
+}
+
+setInterval(look, SECONDS * 1000);
+document.addEventListener("visibilitychange", look);
