@@ -2,9 +2,12 @@
 // page asks who holds it.
 const SECONDS = 3;
 
+const connected = () => document.querySelector("#socket[data-connected=true]");
+
 function look() {
   const holder = document.querySelector("#holder[data-looks]");
-  if (document.visibilityState === "visible" && holder?.checkVisibility()) window.htmx.trigger(holder, "look");
+  const seen = document.visibilityState === "visible" && holder?.checkVisibility();
+  if (seen && connected()) window.htmx.trigger(holder, "look");
 }
 
 setInterval(look, SECONDS * 1000);
