@@ -36,7 +36,7 @@ def rule_on(action: Action, rules: Rules, *, ask: bool) -> Ruling:
         # A text would be read letter by letter.
         raise TypeError("the allowed commands are not a list")
     if ask:
-        return Ruling("ask", "this step asks for approval (gate=ask)")
+        return Ruling("ask", "this step asks for approval")
     if rules.allow_confined and action.confined and not action.network:
         return Ruling("allow", "confined without network")
     if (words := literal_words(action)) is not None:

@@ -18,7 +18,7 @@ from django.template.loader import render_to_string, select_template
 from pydantic import ValidationError
 
 from . import events
-from .models import Event, Session
+from .models import Event, Session, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,14 @@ SELECT {COLUMNS} FROM (
 """  # noqa: S608
 
 # What changes the regions beside the timeline.
-REGIONAL = ("session.", "turn.", "approval_request.", "artifact.", "execution_environment.")
+REGIONAL = (
+    "session.",
+    "turn.",
+    "approval_request.",
+    "artifact.",
+    "execution_environment.",
+    "usage.",
+)
 
 FAMILIES = {
     "tool_call.started": "tool_call",
@@ -138,6 +145,23 @@ class Item:
         return self.parts.get("turn.started")
 
     @property
+    def progress(self) -> Event | None:
+        return self.parts.get("progress.updated")
+
+    @property
+    def retried(self) -> Event | None:
+        return self.parts.get("turn.retried")
+
+    @property
+    def retry_id(self) -> str:
+        """The row of the turn that repeats this one: its event is recorded right after ours."""
+        return f"event-{self.retried.seq + 1}" if self.retried else ""
+
+    @property
+    def edited(self) -> Event | None:
+        return self.parts.get("turn.edited")
+
+    @property
     def ended(self) -> Event | None:
         for type in ("turn.completed", "turn.failed", "turn.cancelled"):
             if event := self.parts.get(type):
@@ -204,6 +228,13 @@ def page_before(session: Session, before: int | None = None) -> tuple[list[Item]
     first = rows[0].seq
     items = [item for item in fold(rows, parts) if item.seq >= first]
     return items, first, rows[-1].seq
+
+
+def head_of(turn: Turn, before: int) -> Item | None:
+    """Return the row of a turn, if it began before the page of rows that begins with `before`."""
+    arguments = {"session": turn.session_id, "items": [f"turn:{turn.pk}"]}
+    items = fold([], Event.objects.raw(with_id(PARTS), arguments))
+    return next((item for item in items if item.seq < before), None)
 
 
 def with_id(sql: str) -> str:

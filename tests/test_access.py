@@ -129,7 +129,7 @@ TABLE: dict[str, Row] = {
         f"sessions/<str:session_id>/{verb}/": Row(
             lambda s, verb=verb: f"/sessions/{s.session.pk}/{verb}/", methods="POST"
         )
-        for verb in ("completion", "archival", "restoration")
+        for verb in ("completion", "cancellation", "archival", "restoration")
     },
     "sessions/<str:session_id>/inherited/": Row(
         lambda s: f"/sessions/{s.fork.pk}/inherited/?before=100"
@@ -141,6 +141,13 @@ TABLE: dict[str, Row] = {
         methods="POST",
     ),
     "turns/<str:turn_id>/fork/": Row(lambda s: f"/turns/{s.done.pk}/fork/", methods="POST"),
+    "sessions/<str:session_id>/holder/": Row(lambda s: f"/sessions/{s.session.pk}/holder/"),
+    "turns/<str:turn_id>/editor/": Row(lambda s: f"/turns/{s.queued.pk}/editor/"),
+    "turns/<str:turn_id>/instruction/": Row(
+        lambda s: f"/turns/{s.queued.pk}/instruction/",
+        data=lambda s: {"instruction": "Let me in."},
+        methods="POST",
+    ),
     "turns/<str:turn_id>/retry/": Row(lambda s: f"/turns/{s.queued.pk}/retry/", methods="POST"),
     "turns/<str:turn_id>/cancellation/": Row(
         lambda s: f"/turns/{s.queued.pk}/cancellation/", methods="POST"
@@ -327,7 +334,8 @@ def test_looking_changes_nothing(stage, alice, route):
             continue  # an asynchronous answer; see below
         answer = client.get(TABLE[route].path(stage), **headers)
         assert answer.status_code == 200
-        assert SECRET in body(answer) or route.endswith(".svg"), "alice sees what is hers"
+        shown = SECRET in body(answer)
+        assert shown or route.endswith((".svg", "/holder/")), "alice sees what is hers"
     assert (everything(), counts()) == before
     stage.session.refresh_from_db()
     assert stage.session.last_seq == before[0]["sessions_app.Session"][0]["last_seq"]

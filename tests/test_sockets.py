@@ -106,6 +106,48 @@ async def test_a_failed_turn_and_its_retry_show_live_as_on_a_fresh_page(agent, a
     assert "Turn 2" in timeline.text()
 
 
+async def test_a_cancelled_turn_and_its_retry_show_live_as_on_a_fresh_page(agent, alice):
+    session, _ = await parked(agent, alice)
+    async with Watcher(session, alice) as page:
+        await _cancel(session, alice)
+        timeline = await same_as_fresh(page)
+        assert "Retry" in timeline.text()
+        turn = await in_thread(session.turns.get)
+        await in_thread(turn.retry, by=alice)
+        timeline = await same_as_fresh(page)
+    assert "Retried as turn 2" in timeline.text()
+
+
+async def test_progress_shows_live_as_on_a_fresh_page(agent, alice):
+    session, _ = await parked(agent, alice)
+    turn = await in_thread(session.turns.get)
+    async with Watcher(session, alice) as page:
+        for done in (0.25, 0.75):
+            label = f"{done:%} done"
+            progress = events.ProgressUpdated(label=label, fraction=done)
+            await in_thread(_record, session, turn, progress)
+            timeline = await same_as_fresh(page)
+            assert label in timeline.text()
+
+
+async def test_an_edit_shows_live_as_on_a_fresh_page(agent, alice):
+    session, _ = await parked(agent, alice)
+    queued, _ = await in_thread(session.submit, "And another word.", author=alice)
+    async with Watcher(session, alice) as page:
+        await in_thread(queued.edit, "And a better one.", by=alice)
+        timeline = await same_as_fresh(page)
+    assert "And a better one." in timeline.text()
+    assert "another" not in timeline.text()
+
+
+async def test_an_interruption_shows_live_as_on_a_fresh_page(agent, alice):
+    session, _ = await parked(agent, alice)
+    async with Watcher(session, alice) as page:
+        await in_thread(session.submit, "At once.", author=alice, when_busy="interrupt")
+        timeline = await same_as_fresh(page)
+    assert "Turn 2 interrupted it" in timeline.text()
+
+
 @pytest.mark.parametrize("verb", [_cancel, _close, _close_and_archive])
 async def test_ending_a_parked_turn_shows_live_as_on_a_fresh_page(
     agent, alice, verb: Callable[[Session, User], object]

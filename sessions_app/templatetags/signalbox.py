@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from django import template
 from django.template import TemplateDoesNotExist
@@ -22,6 +23,9 @@ from ..markup import (
     reveal_to_html,
 )
 from ..timeline import Item, render_row
+
+if TYPE_CHECKING:
+    from ..models.usage import Usage
 
 register = template.Library()
 
@@ -82,6 +86,13 @@ def duration(milliseconds: int | None) -> str:
 
 
 @register.filter
+def seconds(milliseconds: int) -> str:
+    """A length of time in whole seconds, as the page's script goes on counting it."""
+    whole = milliseconds // 1000
+    return f"{whole} s" if whole < 60 else duration(whole * 1000)
+
+
+@register.filter
 def size(count: int | None) -> str:
     """Bytes as `14 B`, `1.1 kB`, `18.4 MB`."""
     value = float(count or 0)
@@ -92,6 +103,20 @@ def size(count: int | None) -> str:
         if value < 1000 or unit == "TB":
             return f"{value:.1f} {unit}"
     return ""
+
+
+@register.filter
+def used(work: Usage) -> list[tuple[str, str]]:
+    """What a turn or a session has used, as names and amounts; only what there is."""
+    tokens = f"{work.input_tokens:,} in, {work.output_tokens:,} out"
+    cost = f"${work.cost:,.2f}" if work.cost >= Decimal("0.01") else f"${work.cost.normalize():f}"
+    amounts = [
+        ("Compute", duration(work.compute_ms), work.compute_ms),
+        ("Artifacts", size(work.storage_bytes), work.storage_bytes),
+        ("Tokens", tokens, work.input_tokens or work.output_tokens),
+        ("Cost", cost, work.cost),
+    ]
+    return [(name, amount) for name, amount, some in amounts if some]
 
 
 @register.filter

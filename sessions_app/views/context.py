@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from django.conf import settings
 from django.db.models import OuterRef, Q, QuerySet
+from django.db.models.functions import Now
 
 from ..models import Agent, Session, Turn
 from ..models.states import FINAL, OPEN, SessionState, TurnState
@@ -18,18 +22,25 @@ QUEUED_ROWS = 50
 RELATED = 20
 
 
+@dataclass(frozen=True)
+class Lease:
+    """How fresh the hold on a running turn is, in milliseconds of the database's clock."""
+
+    renewed_ago: int
+    ends_in: int
+
+    @property
+    def ended_ago(self) -> int:
+        return max(0, -self.ends_in)
+
+
 def session_context(session: Session) -> dict[str, Any]:
     """Header, composer state and inspector of a session: nothing that depends on the reader."""
     turns = list(session.turns.select_related("author").order_by("-number")[:30])
-    unfinished = session.turns.exclude(state__in=FINAL).select_related("author")
-    waiting = list(unfinished.order_by("position", "number")[:QUEUED_ROWS])
-    open_turn = next((turn for turn in waiting if turn.state in OPEN), None)
-    queued = [turn for turn in waiting if turn.state == TurnState.QUEUED]
     return {
         "session": session,
         "turns": turns,
-        "open_turn": open_turn,
-        "queued_turns": queued,
+        **work_context(session),
         "environment": getattr(session, "environment", None),
         "artifacts": list(session.artifacts.order_by("created_at")[:200]),
     }
@@ -62,6 +73,28 @@ def _below(related: Any, visible: QuerySet[Session]) -> dict[str, Any]:
         "more": may_see - len(shown),
         "hidden": len(ids) - may_see,
     }
+
+
+def work_context(session: Session) -> dict[str, Any]:
+    """What is being worked on, who holds it, and what waits behind it."""
+    unfinished = session.turns.exclude(state__in=FINAL).select_related("author")
+    ordered = unfinished.annotate(now=Now()).order_by("position", "number")
+    waiting = list(ordered[:QUEUED_ROWS])
+    open_turn = next((turn for turn in waiting if turn.state in OPEN), None)
+    return {
+        "open_turn": open_turn,
+        "queued_turns": [turn for turn in waiting if turn.state == TurnState.QUEUED],
+        "lease": _lease(open_turn) if open_turn else None,
+    }
+
+
+def _lease(turn: Any) -> Lease | None:
+    if not turn.holder or turn.lease_until is None:
+        return None
+    left = turn.lease_until - turn.now
+    whole = timedelta(seconds=settings.SIGNALBOX["LEASE_SECONDS"])
+    millisecond = timedelta(milliseconds=1)
+    return Lease(renewed_ago=max(0, (whole - left) // millisecond), ends_in=left // millisecond)
 
 
 def rail_context(

@@ -14,7 +14,7 @@ from ..models import Agent, NotPossible, Session
 from ..runners.base import Problem
 from ..runners.runbook.examples import examples
 from .answers import posted, refused
-from .context import lineage_context, rail_context, session_context
+from .context import lineage_context, rail_context, session_context, work_context
 
 
 @require_GET
@@ -93,18 +93,29 @@ def session_page(request: HttpRequest, session_id: str) -> HttpResponse:
 def workspace_context(request: HttpRequest, session: Session) -> dict[str, object]:
     """Everything on a session's page. The last seq on it is the cursor of its socket."""
     items, first, last = timeline.page_before(session)
+    beside = session_context(session)
+    open_turn = beside["open_turn"]
     return {
         **rail_context(request.user, current=session.pk),  # type: ignore[arg-type]
-        **session_context(session),
+        **beside,
         **lineage_context(session, request.user),  # type: ignore[arg-type]
         **inherited.page(session, request.user),
         "items": items,
+        "head": timeline.head_of(open_turn, first) if open_turn and first > 1 else None,
         "first_seq": first,
         "last_seq": last,
         "may_decide": session.agent.may_decide(request.user),
         "may_work": not session.agent.why_not(request.user),
         "submission": uuid4().hex,
     }
+
+
+@require_GET
+def holder(request: HttpRequest, session_id: str) -> HttpResponse:
+    """Who holds the open turn and how old the last heartbeat is: leases are renewed silently."""
+    session = get_object_or_404(Session.objects.visible_to(request.user), pk=session_id)
+    context = {"session": session, **work_context(session)}
+    return render(request, "sessions/holder.html", context)
 
 
 @require_GET

@@ -1,4 +1,4 @@
-"""Turns: submitting one, editing it while it waits, stopping it, trying it again."""
+"""Turns: submitting one, stopping it, trying it again."""
 
 from __future__ import annotations
 
@@ -55,31 +55,15 @@ def _composer(
     *,
     status: int = 200,
 ) -> HttpResponse:
-    """The composer, with what was typed and what is wrong with it."""
-    context = {"instruction": instruction, "problems": problems or []}
+    """The composer, with what was typed and chosen and what is wrong with it."""
+    context: dict[str, object] = {"instruction": instruction, "problems": problems or []}
+    if problems:
+        context["when_busy"] = request.POST.get("when_busy")
     if not request.htmx:  # type: ignore[attr-defined]
         page = {**workspace_context(request, session), **context}
         return render(request, "sessions/workspace.html", page, status=status)
     context = {**session_context(session), **context, "submission": uuid4().hex}
     return render(request, "sessions/composer.html", context, status=status)
-
-
-@posted(lambda turn_id: reverse("home"))
-def turn_edit(request: HttpRequest, turn_id: str) -> HttpResponse:
-    """Change the instruction of one's own turn while it is queued."""
-    turn = get_object_or_404(Turn.objects.visible_to(request.user), pk=turn_id)
-    if turn.author_id != request.user.pk:
-        return refused(request, "Only who submitted a turn can edit it.", status=403)
-    if reason := turn.session.agent.why_not(request.user):
-        return refused(request, reason, status=403)
-    instruction = submission.written(request.POST.get("instruction", ""))
-    if problems := submission.problems(turn.session.agent, instruction):
-        return refused(request, "\n".join(map(str, problems)), status=422)
-    try:
-        turn.edit(instruction, by=request.user)  # type: ignore[arg-type]
-    except NotPossible as error:
-        return refused(request, str(error))
-    return done(request, turn.session_id)
 
 
 @posted(lambda turn_id: reverse("home"))

@@ -6,21 +6,21 @@ const coarse = matchMedia("(pointer: coarse)");
 const roomy = matchMedia("(min-width: 50rem) and (pointer: fine)");
 let sent = null;
 
-function grow(box) {
+export function grow(box) {
   if (CSS.supports("field-sizing", "content")) return;
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight}px`;
 }
 
 document.addEventListener("input", ({ target }) => {
-  if (target.id !== "instruction") return;
+  if (target.name !== "instruction") return;
   keep(target);
   grow(target);
 });
 
 document.addEventListener("keydown", (event) => {
   const { target } = event;
-  if (target.id !== "instruction" || event.key !== "Enter") return;
+  if (target.name !== "instruction" || event.key !== "Enter") return;
   if (event.shiftKey || event.isComposing || coarse.matches) return;
   event.preventDefault();
   target.form.requestSubmit();
@@ -42,6 +42,16 @@ document.addEventListener("htmx:beforeSwap", ({ detail }) => {
     grow(area());
   };
   document.addEventListener("htmx:afterSwap", swapped, { once: true });
+});
+
+// An interruption is meant for the turn that was open when it was chosen.
+const openTurn = () => document.getElementById("composer-state")?.dataset.open;
+let meant = openTurn();
+document.addEventListener("htmx:wsAfterMessage", () => {
+  if (openTurn() === meant) return;
+  meant = openTurn();
+  const queue = document.querySelector('.when-busy input[value="queue"]');
+  if (queue) queue.checked = true;
 });
 
 const box = area();

@@ -5,6 +5,7 @@ const NEW = "draft:new";
 const key = (box) => `draft:${box.form.dataset.draft}`;
 
 export const keep = (box) => lasting.set(key(box), box.value);
+export const kept = (box) => lasting.get(key(box));
 export const drop = (box) => lasting.set(key(box), "");
 
 export function restore(box) {

@@ -41,7 +41,8 @@ document.addEventListener("htmx:sendError", (event) => {
 });
 document.addEventListener("htmx:afterRequest", ({ detail }) => {
   // The form that asked. The event's target is what a swap left in its place, with buttons of others.
-  const button = detail.requestConfig.elt.querySelector("button[data-doing]");
+  const { elt, triggeringEvent } = detail.requestConfig;
+  const button = triggeringEvent?.submitter?.closest("[data-doing]") ?? elt.querySelector("button[data-doing]");
   if (!button || !detail.successful) return;
   button.disabled = true;
   button.textContent = button.dataset.doing;

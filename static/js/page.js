@@ -1,4 +1,5 @@
 // What every page of the application does beside htmx.
+import "./notices.js";
 import "./turns.js";
 import "./scroll.js";
 import "./composer.js";
@@ -7,6 +8,7 @@ import "./times.js";
 import "./title.js";
 import "./copy.js";
 import "./diagrams.js";
-import "./notices.js";
+import "./editor.js";
+import "./holder.js";
 import "./keys.js";
 import "./panels.js";

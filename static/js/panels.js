@@ -1,3 +1,16 @@
+// What opens over the page closes when something else is pressed.
+document.addEventListener("click", ({ target }) => {
+  for (const open of document.querySelectorAll("details[data-light][open]")) {
+    if (!open.contains(target)) open.open = false;
+  }
+});
+document.addEventListener("keydown", ({ key, target }) => {
+  const open = key === "Escape" && target.closest?.("details[data-light][open]");
+  if (!open) return;
+  open.open = false;
+  open.querySelector("summary").focus();
+});
+
 // The inspector can be put away where it stands beside the timeline; the choice is remembered.
 import { lasting } from "./store.js";
 

@@ -23,8 +23,10 @@ function ago(moment) {
 }
 
 /** How long something runs, in the words of the server's `duration`. */
-function since(moment) {
-  const passed = Math.max(0, Math.floor((Date.now() - moment) / 1000));
+const since = (moment) => length(Math.max(0, Date.now() - moment));
+
+function length(milliseconds) {
+  const passed = Math.floor(milliseconds / 1000);
   if (passed < 60) return `${passed} s`;
   if (passed < 3600) return `${Math.floor(passed / 60)} min ${passed % 60} s`;
   return `${Math.floor(passed / 3600)} h ${Math.floor((passed % 3600) / 60)} min`;
@@ -39,8 +41,22 @@ function show(element, words) {
   if (element.title !== title) element.title = title;
 }
 
-const tick = () =>
+// Ages that the server measured go on from when they came: its clock need not be ours.
+const came = new WeakMap();
+
+function count(element) {
+  if (!came.has(element)) came.set(element, performance.now());
+  const waited = performance.now() - came.get(element);
+  const { passed, left } = element.dataset;
+  const milliseconds = passed === undefined ? Math.max(0, left - waited) : Number(passed) + waited;
+  const text = length(milliseconds);
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function tick() {
   document.querySelectorAll("time[data-since]").forEach((element) => show(element, since));
+  document.querySelectorAll("[data-passed], [data-left]").forEach(count);
+}
 
 function refresh() {
   tick();

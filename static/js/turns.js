@@ -2,12 +2,22 @@
 // one goes on, and where it begins itself.
 const timeline = document.getElementById("timeline");
 
-const numberOf = (turn) => timeline.querySelector(`[data-turn="${turn}"][data-number]`)?.dataset.number;
+const headOf = (turn) => timeline.querySelector(`[data-turn="${turn}"][data-number]`);
 
-function words(turn, begun) {
-  const number = numberOf(turn);
-  if (!number) return "The turn before goes on";
-  return begun ? `Turn ${number} goes on` : `Turn ${number} begins`;
+function say(text, turn, begun) {
+  const head = headOf(turn);
+  const number = head?.dataset.number;
+  const end = begun ? " goes on" : " begins";
+  const said = number ? `Turn ${number}${end}` : "The turn before goes on";
+  if (text.textContent === said) return;
+  text.replaceChildren(said);
+  if (!number) return;
+  const link = document.createElement("a");
+  link.href = `#${head.id}`;
+  link.textContent = `Turn ${number}`;
+  const words = document.createElement("span");
+  words.append(link, end);
+  text.replaceChildren(words);
 }
 
 function line(turn) {
@@ -27,7 +37,14 @@ function lineBefore(row, turn) {
   return row.previousElementSibling;
 }
 
+/** The open turn's head stands above rows that are not loaded yet, until its own place is. */
+function dropCopy() {
+  const first = timeline.firstElementChild;
+  if (first?.id && timeline.querySelectorAll(`#${first.id}`).length > 1) first.remove();
+}
+
 function refresh() {
+  dropCopy();
   const begun = new Set();
   let turn = "";
   for (const row of [...timeline.children]) {
@@ -38,9 +55,7 @@ function refresh() {
       continue;
     }
     if (its !== turn && turn && !row.classList.contains("turn")) {
-      const text = lineBefore(row, its).firstChild;
-      const said = words(its, begun.has(its));
-      if (text.textContent !== said) text.textContent = said;
+      say(lineBefore(row, its).firstChild, its, begun.has(its));
     }
     // Its head and its instruction stand where it was sent; anything else is work.
     if (!row.matches(".turn, .message.user")) begun.add(its);

@@ -169,7 +169,7 @@ async def _work(
     answer = await turn.permit(
         call_id,
         action,
-        title=f"Again: {step.title}" if again else step.title,
+        title=f"{step.title} (again)" if again else step.title,
         why=_interrupted(step) if again else step.why or reason,
         ask=step.gate or (again and not step.retry),
     )
