@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -99,3 +102,31 @@ def database(data: Path) -> dict[str, object]:
     options.setdefault("connect_timeout", 5)
     options["pool"] = {"min_size": 0, "max_size": env.int("DATABASE_POOL", default=20)}
     return {**config, "OPTIONS": options, "CONN_HEALTH_CHECKS": True}
+
+
+def redis_host() -> dict[str, Any] | None:
+    """Return how to reach REDIS_URL so that a Redis that is gone is noticed in seconds, or None."""
+    url = env.str("REDIS_URL", default="")
+    if not url:
+        return None
+    if (scheme := urlsplit(url).scheme) not in ("redis", "rediss", "unix"):
+        raise ImproperlyConfigured(
+            "REDIS_URL must name a Redis: redis://host:6379/0, rediss://… or unix:///path/socket."
+        )
+    options: dict[str, Any] = {"address": url, "socket_connect_timeout": 1, "socket_timeout": 2}
+    if scheme != "unix":
+        # A subscriber only listens: that the other machine is gone, the system has to find out.
+        names = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+        options["socket_keepalive"] = True
+        options["socket_keepalive_options"] = {
+            getattr(socket, name): value for name, value in names.items() if hasattr(socket, name)
+        }
+    return options
+
+
+def log_format() -> str:
+    """Return SIGNALBOX_LOG_FORMAT: `line` for people (default), `json` for programs."""
+    given = env.str("SIGNALBOX_LOG_FORMAT", default="line")
+    if given not in ("line", "json"):
+        raise ImproperlyConfigured(f"SIGNALBOX_LOG_FORMAT has to be line or json, not {given!r}.")
+    return given

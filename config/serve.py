@@ -1,35 +1,27 @@
-"""Web and worker in one process, on one event loop: how it starts, and how it stops."""
+"""The web server, in one process and on one event loop with a worker or without."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 # First of all: it installs the reactor on the loop that everything else uses.
 from daphne.server import Server, twisted_loop  # isort:skip
 
 from daphne.endpoints import build_endpoint_description_strings
-from django.conf import settings
-from procrastinate.contrib.django import app
 from twisted.internet import reactor
 
 from config.asgi import application
+from config.process import Process
 from config.sockets import Socket
-from sessions_app import feeds, live
-from sessions_app.engine import worker
+from sessions_app import feeds
 from sessions_app.readers import LONGEST_MESSAGE
-from sessions_app.threads import close_pool
-
-logger = logging.getLogger(__name__)
 
 COME_BACK = 1012
 GOODBYE_SECONDS = 2.0
-LAST_WORDS = 5
 UNSENT_BYTES = 1024 * 1024
 STALLED_SECONDS = 60.0
 
@@ -111,93 +103,30 @@ def _unsent(protocol: Any) -> int:
     return len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0) + waiting
 
 
-class Process:
+class WebProcess(Process):
     """The life of `serve`: everything it starts, it ends."""
 
-    def __init__(self, host: str, port: int, listening: Callable[[], None]) -> None:
-        self.loop: asyncio.AbstractEventLoop = twisted_loop
+    def __init__(
+        self, host: str, port: int, listening: Callable[[], None], *, concurrency: int
+    ) -> None:
+        super().__init__(concurrency, twisted_loop)
         self.web = WebServer(host, port, listening)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping: asyncio.Task[None] | None = None
 
-    def run(self) -> int:
-        """Serve until a signal says stop; return the exit code."""
-        asyncio.set_event_loop(self.loop)
-        live.attach(self.loop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._stop)
-        self._tasks = [
-            self.loop.create_task(_keep("the worker", _work)),
-            self.loop.create_task(_keep("the worker's loops", worker().look_after)),
-        ]
+    def _live(self) -> int:
         self.web.run()
-        self._end_loop()
         return 1 if self.web.failed else 0
 
-    def _stop(self) -> None:
-        if self._stopping is None:
-            self._stopping = self.loop.create_task(self._stop_in_order())
+    def _leave(self) -> None:
+        reactor.stop()  # type: ignore[misc]
 
-    async def _stop_in_order(self) -> None:
-        try:
-            for port in getattr(self.web, "ports", []):
-                port.stopListening()
-            await worker().stop(settings.SIGNALBOX["STOP_GRACE_SECONDS"])
-            await feeds.close_all(COME_BACK)
-            await self._goodbyes()
-        except Exception:
-            logger.exception("Stopping did not go in order; stopping all the same.")
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await close_pool()
-            reactor.stop()  # type: ignore[misc]
+    def _stop_listening(self) -> None:
+        for port in getattr(self.web, "ports", []):
+            port.stopListening()
 
-    async def _goodbyes(self) -> None:
-        """Give sockets a moment to answer the close, so that browsers see its code."""
+    async def _say_goodbye(self) -> None:
+        """Tell sockets to come back, and give them a moment to answer so that browsers see it."""
+        await feeds.close_all(COME_BACK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_SECONDS):
                 while any("disconnected" not in c for c in self.web.connections.values()):
                     await asyncio.sleep(0.02)
-
-    def _end_loop(self) -> None:
-        """Cancel and await what is left before the loop goes.
-
-        A loop torn down under running tasks ended the process in a segmentation fault.
-        """
-        for _ in range(LAST_WORDS):
-            if not (left := asyncio.all_tasks(self.loop)):
-                break
-            for task in left:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.wait(left, timeout=1))
-        else:
-            logger.error("Tasks that do not let themselves be cancelled: %s", left)
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
-
-
-async def _work() -> None:
-    """Take wake-ups from the job table until cancelled."""
-    connector = app.connector.get_worker_connector()  # type: ignore[attr-defined]
-    jobs = app.with_connector(connector)
-    async with jobs.open_async():
-        worker().jobs = jobs.job_manager
-        await jobs.run_worker_async(
-            concurrency=settings.SIGNALBOX["CONCURRENCY"],
-            delete_jobs="always",
-            install_signal_handlers=False,
-            shutdown_graceful_timeout=1.0,
-        )
-
-
-async def _keep(name: str, task: Callable[[], Awaitable[None]]) -> None:
-    """Run a task for as long as the process lives: one that fails is logged and started again."""
-    while True:
-        try:
-            await task()
-        except Exception:
-            logger.exception("%s failed; starting again in a second.", name)
-        await asyncio.sleep(1)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from csp.constants import NONE, SELF
 
-from config.env import BASE_DIR, data_directory, database, env, port, secret_key
+from config.env import (
+    BASE_DIR,
+    data_directory,
+    database,
+    env,
+    log_format,
+    port,
+    redis_host,
+    secret_key,
+)
 
 SIGNALBOX_DATA = data_directory()
 
@@ -73,13 +82,13 @@ TEMPLATES = [
 DATABASES = {"default": database(SIGNALBOX_DATA)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-REDIS_URL = env.str("REDIS_URL", default="")
+REDIS = redis_host()
 CHANNEL_LAYERS: dict[str, dict[str, object]] = {
     "default": {
-        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL]},
+        "BACKEND": "sessions_app.hints.HintLayer",
+        "CONFIG": {"hosts": [REDIS]},
     }
-    if REDIS_URL
+    if REDIS
     else {
         "BACKEND": "channels.layers.InMemoryChannelLayer",
         # Groups are left explicitly; by default they would be forgotten after a day.
@@ -121,6 +130,8 @@ SIGNALBOX = {
     # How long a page may draw nothing of too much that it was sent, before it has to come back.
     "STALLED_SECONDS": env.float("SIGNALBOX_STALLED_SECONDS", default=30.0),
     "CONFINE": env.bool("SIGNALBOX_CONFINE", default=True),
+    # Who has it may read /metrics; without one, staff alone may.
+    "METRICS_TOKEN": env.str("SIGNALBOX_METRICS_TOKEN", default=""),
 }
 
 # -- people ----------------------------------------------------------------------------------
@@ -175,8 +186,22 @@ CONTENT_SECURITY_POLICY = {
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"about": {"()": "sessions_app.logs.About"}},
+    "formatters": {
+        "line": {
+            "()": "sessions_app.logs.LineFormatter",
+            "format": "{asctime} {levelname} {name}{about}: {message}",
+            "style": "{",
+        },
+        "json": {"()": "sessions_app.logs.JsonFormatter"},
+    },
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": log_format(),
+            "filters": ["about"],
+        }
+    },
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         # A refused form is the person's business, not the operator's.

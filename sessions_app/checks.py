@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Warning, register
+
+_one_of_many = False
+
+
+def declare_one_of_many() -> None:
+    """Say that this process is a worker or a web server alone, so that there are others."""
+    global _one_of_many
+    _one_of_many = True
 
 
 @register()
@@ -33,5 +41,21 @@ def somebody_works(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             "No turn can run.",
             hint="Set SIGNALBOX_CONCURRENCY to 1 or more.",
             id="signalbox.E002",
+        )
+    ]
+
+
+@register()
+def hints_reach_other_processes(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """The in-memory layer ends at the process: others hear of nothing and look by timer."""
+    if not _one_of_many or "InMemory" not in str(settings.CHANNEL_LAYERS["default"]["BACKEND"]):
+        return []
+    return [
+        Warning(
+            "Web and worker are separate processes, and no hint gets from one to the other.",
+            hint="Set REDIS_URL in all of them. Until then news comes by timer, every "
+            f"{settings.SIGNALBOX['POLL_SECONDS']:g} s (SIGNALBOX_POLL_SECONDS), and live output "
+            "of running steps does not come at all.",
+            id="signalbox.W001",
         )
     ]

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth.models import AnonymousUser, User
 
-from . import feeds, live, rail
+from . import feeds, live, metrics, rail
 from .models import Session
 from .readers import NOT_YOURS, OUT_OF_STEP, Drawn, OutOfStep, Reader
 from .threads import in_thread
@@ -37,6 +37,7 @@ class RailConsumer(AsyncWebsocketConsumer):
         key = live.sign_in_key(self.scope["session"].session_key)
         self.reader = Reader(user.pk, cursor, self.send_text, self.close, key)
         self.rail_feed = rail.join(self.reader)
+        metrics.SOCKETS.inc()
         return self.reader
 
     async def send_text(self, text: str) -> None:
@@ -67,6 +68,7 @@ class RailConsumer(AsyncWebsocketConsumer):
         if self.rail_feed and self.reader:
             self.reader.forget()
             self.rail_feed.readers.discard(self.reader)
+            metrics.SOCKETS.dec()
 
 
 class SessionConsumer(RailConsumer):

@@ -23,7 +23,7 @@ from procrastinate.contrib.django import app
 from procrastinate.jobs import Status
 from procrastinate.manager import JobManager
 
-from . import live
+from . import live, logs, metrics
 from .models import Turn
 from .run import TurnRun
 from .threads import in_thread, pool
@@ -86,8 +86,12 @@ class Worker:
     async def advance(self, session_id: str) -> None:
         self._advancing += 1
         try:
-            while not self.stopping.is_set() and await self.step(session_id):
-                pass
+            with logs.about(session_id):
+                while not self.stopping.is_set():
+                    if not await self.step(session_id):
+                        return
+                # The wake-up that brought us here was for all of it: what is left needs another.
+                await in_thread(_pass_on, session_id)
         finally:
             self._advancing -= 1
 
@@ -96,6 +100,7 @@ class Worker:
         turn = await in_thread(Turn.objects.claim, session_id, self.holder, lease=self._lease)
         if turn is None:
             return False
+        metrics.claimed(turn)
         if earlier := self._runs.get(turn.pk):
             # Our own lease ran out, and we were the first to notice.
             earlier.lose()
@@ -104,7 +109,8 @@ class Worker:
         try:
             if turn.cancel_requested_at is not None:
                 run.cancel()
-            await run.work()
+            with logs.about(session_id, turn.pk), metrics.RUNNING.track_inprogress():
+                await run.work()
         finally:
             if self._runs.get(turn.pk) is run:
                 del self._runs[turn.pk]
@@ -138,13 +144,15 @@ class Worker:
         expired = time.monotonic() - self._lease.total_seconds()
         for run in list(self._runs.values()):
             if run.renewed < expired and not run.finishing:
-                logger.warning("The lease of %s could not be renewed.", run.turn.fence)
+                with logs.about(run.turn.session_id, run.turn.pk):
+                    logger.warning("The lease of %s could not be renewed.", run.turn.fence)
                 run.lose()
 
     async def rescue(self) -> None:
         """Wake somebody for work that nobody holds: lost workers, lost wake-ups."""
         for session_id in await in_thread(_unnoticed):
             logger.debug("Session %s has work that nobody holds; waking a worker.", session_id)
+            metrics.FOUND_BY_TIMER.labels("rescue").inc()
             await in_thread(_wake, session_id)
 
     async def forget_dead_jobs(self) -> None:
@@ -201,7 +209,16 @@ class Worker:
 
 def _unnoticed() -> list[str]:
     turns = Turn.objects.unheld().values_list("session_id", flat=True)
-    sessions = {*turns, *Turn.objects.stranded().values_list("session_id", flat=True)}
+    return _unwoken({*turns, *Turn.objects.stranded().values_list("session_id", flat=True)})
+
+
+def _pass_on(session_id: str) -> None:
+    """Wake another worker for what is left to do in a session, unless that was done."""
+    if Turn.objects.filter(session=session_id).claimable().exists() and _unwoken({session_id}):
+        _wake(session_id)
+
+
+def _unwoken(sessions: set[str]) -> list[str]:
     if not sessions:
         return []
     with connection.cursor() as cursor:

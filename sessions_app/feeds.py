@@ -16,7 +16,7 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.template.loader import render_to_string
 
-from . import live, rail, timeline
+from . import live, metrics, rail, timeline
 from .models import Event, Session
 from .readers import NOT_YOURS, Reader, supervise
 from .threads import in_thread, pool
@@ -94,6 +94,7 @@ class Feed:
             if message["type"] == "session.draft":
                 await self._send_draft(message["item"], message["text"])
             else:
+                metrics.hinted(self)
                 self.wake.set()
 
     async def _send_draft(self, item: str, text: str) -> None:
@@ -125,6 +126,7 @@ class Feed:
             for reader in behind:
                 if reader in self.readers:
                     await reader.send(text, frame.last)
+            metrics.frame_sent(self, page.events)
             more = more or (frame.full and any(reader.has_room for reader in behind))
         return more
 
@@ -211,6 +213,7 @@ async def _poll() -> None:
         for session_id, last_seq in rows:
             feed = _feeds.get(session_id)
             if feed and any(r.has_room and r.cursor < last_seq for r in feed.readers):
+                metrics.found_by_timer(feed)
                 feed.wake.set()
 
 

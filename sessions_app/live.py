@@ -89,11 +89,15 @@ async def _group_send(group: str, message: dict[str, Any]) -> None:
 
 def _send(send: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Start sending from any thread without waiting for it."""
+    here = _running_loop()
     if _home is None or _home.is_closed():
         # No socket lives in this process. A shared layer still has to hear of it.
-        asyncio.run(send())
+        if here is None:
+            asyncio.run(send())
+        else:
+            _start(send)
         return
-    if _running_loop() is _home:
+    if here is _home:
         _start(send)
     else:
         # The coroutine is made over there: a loop that closes meanwhile leaves none behind.

@@ -8,6 +8,7 @@ sockets of the process would queue behind each other on it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,7 +29,9 @@ _pools: dict[asyncio.AbstractEventLoop, AsyncConnectionPool[psycopg.AsyncConnect
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function that uses the ORM in the pool of threads and return its result."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_executor, partial(_call, function, *args, **kwargs))
+    # In the caller's context, so that what it logs says what it is about.
+    context, call = contextvars.copy_context(), partial(_call, function, *args, **kwargs)
+    return await loop.run_in_executor(_executor, context.run, call)
 
 
 async def in_file_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,8 +1,11 @@
 from django.urls import path
 
-from .views import artifacts, editing, keeping, lineage, sessions, turns
+from .views import artifacts, editing, health, keeping, lineage, sessions, turns
 
 urlpatterns = [
+    path("healthz", health.healthz, name="healthz"),
+    path("readyz", health.readyz, name="readyz"),
+    path("metrics", health.show_metrics, name="metrics"),
     path("", sessions.home, name="home"),
     path("rail/", sessions.rail, name="rail"),
     path("sessions/", sessions.session_create, name="session_create"),

@@ -50,6 +50,14 @@ class TurnQuerySet(models.QuerySet["Turn"]):
             models.Q(lease_until=None) | models.Q(lease_until__lt=Now()), state=TurnState.RUNNING
         )
 
+    def claimable(self) -> TurnQuerySet:
+        """Those that a worker could take now: let go of, or queued with nothing before them."""
+        held = Turn.objects.open().filter(session=models.OuterRef("session"))
+        unheld = Turn.objects.unheld().values("pk")
+        return self.filter(
+            models.Q(pk__in=unheld) | models.Q(~models.Exists(held), state=TurnState.QUEUED)
+        )
+
     def stranded(self) -> TurnQuerySet:
         """Queued for a while with nothing before them: their wake-up was lost."""
         held = Turn.objects.open().filter(session=models.OuterRef("session"))
@@ -88,7 +96,11 @@ class TurnQuerySet(models.QuerySet["Turn"]):
                 return None
             turn = self.select_related("session__agent", "author").get(pk=before.pk)
             if before.holder:
-                logger.warning("%s was lost by %s; %s takes it up.", turn.pk, before.holder, holder)
+                logger.warning(
+                    "%s was lost by %s; %s takes it up.",
+                    *(turn.pk, before.holder, holder),
+                    extra={"session": session_id, "turn": turn.pk},
+                )
             Session.objects.filter(pk=session.pk).update(fence=turn.fence)
             session.record(
                 events.TurnStarted(attempt=turn.attempt, reason=before.reason_to_start()),
