@@ -132,6 +132,7 @@ def _create(
             confined=copied.confined,
             network=copied.network,
             detail=copied.detail,
+            last_used_at=copied.last_used_at,
         )
     fork.record(
         events.SessionForked(

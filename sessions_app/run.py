@@ -282,7 +282,8 @@ class TurnRun:
             provider = environments.get("local")
             start = time.monotonic()
             try:
-                environment = await provider.open(self.turn.session_id)
+                used = await in_thread(self._held.environment_used)
+                environment = await provider.open(self.turn.session_id, used=used)
             except EnvironmentUnavailable as error:
                 await in_thread(self._held.environment_failed, provider.kind, str(error))
                 raise TurnFailure("environment_unavailable", str(error)) from error

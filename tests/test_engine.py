@@ -18,6 +18,7 @@ from sessions_app import engine, events, live
 from sessions_app.engine import Worker
 from sessions_app.environments import registry as environments
 from sessions_app.environments.base import EnvironmentUnavailable
+from sessions_app.environments.local import LocalProvider
 from sessions_app.events import (
     HEAD_BYTES,
     TAIL_BYTES,
@@ -899,7 +900,7 @@ def test_a_turn_whose_worker_died_after_a_decision_still_uses_the_approval(sessi
 class Unavailable:
     kind = "local"
 
-    async def open(self, key: str) -> Any:
+    async def open(self, key: str, *, used: bool = False) -> Any:
         raise EnvironmentUnavailable("The disk is full. Make room below /data.")
 
     async def delete(self, key: str) -> None:
@@ -926,6 +927,24 @@ def test_an_environment_that_is_not_available_fails_the_turn_and_says_why(
     advance(session)
     assert said(session) == ["succeeded 0"]
     assert ExecutionEnvironment.objects.get().state == "ACTIVE"
+
+
+def test_a_session_whose_files_are_on_another_machine_does_not_start_from_nothing(
+    agent, alice, trusting, tmp_path, monkeypatch
+):
+    session = run_book(agent, alice, "echo mine > here.txt")
+    elsewhere = LocalProvider(tmp_path / "environments")
+    with monkeypatch.context() as patched:
+        patched.setitem(environments._providers, "local", elsewhere)
+        for _ in range(2):
+            session.submit("```sh\ncat here.txt\n```", author=alice)
+            advance(session)
+            turn = session.turns.order_by("-number")[0]
+            assert (turn.state, turn.error_code) == ("FAILED", "environment_unavailable")
+            assert "not on this machine" in turn.error_message
+    session.submit("```sh\ncat here.txt\n```", author=alice)
+    advance(session)
+    assert outputs(session)[-1]["head"] == "mine\n"
 
 
 # -- what is produced ------------------------------------------------------------------------------

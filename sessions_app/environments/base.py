@@ -84,8 +84,11 @@ class Provider(Protocol):
 
     kind: str
 
-    async def open(self, key: str) -> Environment:
-        """Create or resume the environment called `key`. Raises EnvironmentUnavailable."""
+    async def open(self, key: str, *, used: bool = False) -> Environment:
+        """Create or resume the environment called `key`. Raises EnvironmentUnavailable.
+
+        One that was `used` before has to be there: work does not go on without its files.
+        """
 
     async def copy(self, from_key: str, to_key: str) -> bool:
         """Make the environment `to_key` with the files of another; False if that has none.

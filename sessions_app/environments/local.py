@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,8 +164,14 @@ class LocalProvider:
         self.confine = confine
         self._confinement: tuple[Bubblewrap | None, str] | None = None
 
-    async def open(self, key: str) -> LocalEnvironment:
+    async def open(self, key: str, *, used: bool = False) -> LocalEnvironment:
         directory = self.root / layout.valid(key)
+        if used and not layout.is_directory(directory / "work"):
+            raise EnvironmentUnavailable(
+                f"The files of this session are not on this machine, {socket.gethostname()}. "
+                f"Workers on several machines have to share {self.root}; if the files are lost, "
+                "go on in a new session."
+            )
         if not sys.platform.startswith("linux"):
             raise EnvironmentUnavailable("Sessions can run commands on this machine only on Linux.")
         try:
