@@ -541,5 +541,6 @@ def test_the_runbooks_in_the_help_and_the_documentation_can_be_run(text: str) ->
 
 def test_the_documentation_names_every_option_and_language() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    words = {"name", "timeout", "gate", "on-reject", "on-failure", "why", "title", *LANGUAGES}
+    words = {"name", "timeout", "gate", "on-reject", "on-failure", "retry", "why"}
+    words |= {"title", *LANGUAGES}
     assert {word for word in words if f"`{word}" not in text} == set()
