@@ -279,6 +279,7 @@ SCENES: dict[str, Callable[[Session, Any], Session]] = {
     "ARCHIVED": archived,
 }
 
+
 def close_as_completed(session: Session, alice: Any) -> None:
     session.close("COMPLETED", by=alice, reason="Good enough.")
 

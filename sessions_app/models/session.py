@@ -106,7 +106,7 @@ class SessionQuerySet(models.QuerySet["Session"]):
         transaction the session's row is locked until its end. A repeat with the same idempotency
         key returns the session of the first call, or raises NotPossible for another agent.
         """
-        fields = {
+        fields: dict[str, Any] = {
             "agent": agent,
             "owner": owner,
             "title": title or "Untitled",
@@ -279,9 +279,7 @@ class Session(Usage):
     class Meta:
         ordering = ["-last_activity_at"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["owner", "idempotency_key"], name=ONE_PER_KEY
-            ),
+            models.UniqueConstraint(fields=["owner", "idempotency_key"], name=ONE_PER_KEY),
             models.UniqueConstraint(
                 fields=["agent", "reuse_key"],
                 condition=~models.Q(state__in=FINISHED),
