@@ -169,6 +169,30 @@ def test_with_no_turn_open_the_last_one_decides(session, alice, outcomes, state)
     assert state_of(session) == state
 
 
+def test_the_turn_that_ended_last_decides_whatever_its_number(session, alice):
+    running = claimed(session)
+    withdrawn, _ = session.submit("Not needed.", author=alice)
+    withdrawn.cancel(by=alice)
+    finished(running, "FAILED")
+    assert state_of(session) == "FAILED", "what was withdrawn meanwhile hides no failure"
+
+    session.submit("Later.", author=alice)
+    session.submit("Now.", author=alice, when_busy="interrupt")
+    assert claimed(session).instruction == "Now."
+    finished(session.turns.get(instruction="Now."))
+    finished(claimed(session), "FAILED")
+    assert state_of(session) == "FAILED"
+
+
+def test_a_session_that_was_read_before_its_row_was_locked_cannot_be_moved(session, alice):
+    stale = Session.objects.get(pk=session.pk)
+    session.close("COMPLETED", by=alice)
+    before = everything()
+    with pytest.raises(AssertionError, match="not locked when it was read"), transaction.atomic():
+        stale._move("FAILED", by="alice")
+    assert everything() == before
+
+
 def test_a_failed_turn_does_not_stop_the_queue(session, alice):
     session.submit("And this.", author=alice)
     end_all(session, "FAILED")

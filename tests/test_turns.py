@@ -262,6 +262,15 @@ def test_turns_are_claimed_in_the_order_they_were_submitted(session, alice):
     assert said == ["Just a word.", "Second.", "Third."]
 
 
+def test_a_claimed_turn_and_its_session_are_as_the_database_has_them(session):
+    turn = claimed(session)
+    stored = Turn.objects.select_related("session").get(pk=turn.pk)
+    for one, other in ((turn, stored), (turn.session, stored.session)):
+        for field in type(one)._meta.concrete_fields:
+            if field.name not in {"last_activity_at", "listed_at"}:
+                assert getattr(one, field.attname) == getattr(other, field.attname), field
+
+
 def test_a_turn_behind_an_open_one_is_not_claimed(session, alice):
     first = claimed(session)
     session.submit("Second.", author=alice)
