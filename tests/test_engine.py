@@ -828,7 +828,7 @@ def test_a_crash_in_a_step_is_taken_up_from_what_is_recorded(agent, alice, trust
     turn = turn_of(session)
     assert (turn.state, turn.attempt) == ("WAITING_FOR_PERMISSION", 2)
     request = ApprovalRequest.objects.get()
-    assert (request.key, request.title, request.state) == ("step-4.2", "Again: long", "PENDING")
+    assert (request.key, request.title, request.state) == ("step-4.2", "long (again)", "PENDING")
     decide(request.pk, by=alice, verdict="reject", digest=request.digest, reason="It took long.")
     advance(session)
     turn = turn_of(session)

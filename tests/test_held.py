@@ -35,6 +35,7 @@ DOINGS: dict[str, Callable[[HeldTurn], Any]] = {
     "computed": lambda held: held.computed(1000),
     "environment_opened": lambda held: held.environment_opened("local", Environment(), 5),
     "environment_failed": lambda held: held.environment_failed("local", "The disk is full."),
+    "delegate": lambda held: held.delegate("step-1", "Runbook", "Just a word."),
     "finish": lambda held: held.finish(TurnState.COMPLETED, "", ""),
     "release": lambda held: held.release(),
 }

@@ -547,7 +547,7 @@ async def test_a_step_that_ran_when_its_worker_died_is_told_and_asks_before_it_i
     assert seen.payloads == [told()]
     assert turn.done == []
     [asked] = turn.asked
-    assert (asked["key"], asked["title"], asked["ask"]) == ("step-2.2", "Again: long", True)
+    assert (asked["key"], asked["title"], asked["ask"]) == ("step-2.2", "long (again)", True)
     assert asked["why"] == (
         "The server stopped while this step ran, and nobody knows how far it had come. Why not."
     )

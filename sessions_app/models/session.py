@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.conf import settings
@@ -151,7 +152,7 @@ class SessionQuerySet(models.QuerySet["Session"]):
         if not idempotency_key:
             return None
         first = locked.filter(owner=owner, idempotency_key=idempotency_key).first()
-        if first is not None and first.agent_id != agent.pk:
+        if first is not None and (first.agent_id != agent.pk or first.forked_from_id):
             raise NotPossible(SENT_BEFORE)
         return first
 
@@ -183,8 +184,9 @@ class SessionQuerySet(models.QuerySet["Session"]):
         session of the first call. Raises NotPossible for the same key with another instruction.
         """
         key = idempotency_key or None
+        repeated = partial(self._repeated, key, reuse_key, agent, owner, instruction)
         with transaction.atomic():
-            if first := self._repeated(key, reuse_key, agent, owner, instruction):
+            if first := repeated():
                 return first, False
             session, new = self.open(
                 agent=agent,
@@ -195,6 +197,11 @@ class SessionQuerySet(models.QuerySet["Session"]):
                 idempotency_key=None if reuse_key else key,
                 **lineage,
             )
+            if not (new or reuse_key):
+                # The same call at the same moment came first; or the key was used otherwise.
+                if repeated():
+                    return session, False
+                raise NotPossible(SENT_BEFORE)
             session.submit(instruction, author=owner, idempotency_key=key, when_busy=when_busy)
             return session, new
 

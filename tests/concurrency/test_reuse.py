@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.db import transaction
 
+from sessions_app import forking
 from sessions_app.models import Agent, NotPossible, Session
 
 from ..crowd import errors_in, together, until_locked, until_somebody_waits
@@ -95,6 +96,20 @@ def test_opening_with_one_idempotency_key_at_once_opens_one(agent, alice):
     other = Agent.objects.create(name="Other")
     with pytest.raises(NotPossible, match="sent before"):
         Session.objects.open(agent=other, owner=alice, idempotency_key="call-1")
+
+
+def test_a_key_that_was_used_for_something_else_is_a_conflict_and_adds_nothing(agent, alice):
+    Session.objects.open(agent=agent, owner=alice, idempotency_key="call-1")
+    first = open_session(agent, alice)
+    turn = finished(claimed(first))
+    forking.fork(turn, by=alice, idempotency_key="call-2")
+    before = everything()
+    for key in ("call-1", "call-2"):
+        with pytest.raises(NotPossible, match="sent before"):
+            start(agent, alice, reuse_key=None, idempotency_key=key)
+    with pytest.raises(NotPossible, match="sent before"):
+        Session.objects.open(agent=agent, owner=alice, idempotency_key="call-2")
+    assert everything() == before
 
 
 def test_each_agent_and_each_key_has_a_session_of_its_own(agent, alice):
