@@ -134,6 +134,9 @@ SIGNALBOX = {
     "METRICS_TOKEN": env.str("SIGNALBOX_METRICS_TOKEN", default=""),
 }
 
+# A wake-up whose notification was lost is found by looking.
+PROCRASTINATE_WORKER_DEFAULTS = {"fetch_job_polling_interval": SIGNALBOX["POLL_SECONDS"]}
+
 # -- people ----------------------------------------------------------------------------------
 
 LOGIN_URL = "sign_in"

@@ -7,6 +7,9 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+MOST_SECONDS = 15
+"""Within this time a turn whose worker died is taken over or closed."""
+
 _one_of_many = False
 
 
@@ -57,5 +60,23 @@ def hints_reach_other_processes(app_configs: Any, **kwargs: Any) -> list[CheckMe
             f"{settings.SIGNALBOX['POLL_SECONDS']:g} s (SIGNALBOX_POLL_SECONDS), and live output "
             "of running steps does not come at all.",
             id="signalbox.W001",
+        )
+    ]
+
+
+@register()
+def lost_workers_are_noticed_soon(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """The worst case: the lease was just renewed, rescue just looked, and no wake-up is heard."""
+    options = settings.SIGNALBOX
+    parts = [options[name] for name in ("LEASE_SECONDS", "HEARTBEAT_SECONDS", "POLL_SECONDS")]
+    if sum(parts) <= MOST_SECONDS:
+        return []
+    return [
+        Warning(
+            f"A turn whose worker died may wait {sum(parts):g} s for another one; "
+            f"at most {MOST_SECONDS} s are promised.",
+            hint="Lower SIGNALBOX_LEASE_SECONDS, SIGNALBOX_HEARTBEAT_SECONDS or "
+            "SIGNALBOX_POLL_SECONDS: their sum is how long it may take.",
+            id="signalbox.W002",
         )
     ]

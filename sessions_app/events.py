@@ -116,7 +116,7 @@ class ProgressUpdated(Payload):
     fraction: float | None = Field(None, ge=0, le=1)
 
     def item(self, turn: str) -> str:
-        return f"turn:{turn}"
+        return f"turn:{turn}" if turn else ""
 
 
 class UsageRecorded(Payload):

@@ -308,13 +308,14 @@ class TurnRun:
             return Performed("refused", None, 0, events.Output(), refusal.reason)
         capture = Capture()
         showing = asyncio.create_task(self._show_tail(call_id, capture))
-        start = time.monotonic()
+        start, counted = time.monotonic(), False
         self._performing = True
         try:
             ended = await environment.run(
                 Command(action.tool, action.source, action.timeout), capture.feed, self.cancelled
             )
             showing.cancel()
+            counted = True
             await in_thread(self._held.computed, ended.duration_ms)
             whole = capture.whole
             artifact_id = None
@@ -331,18 +332,12 @@ class TurnRun:
                 output=capture.output(artifact_id),
             )
         except asyncio.CancelledError:
+            spent = int((time.monotonic() - start) * 1000)
             if self._interrupted:
                 # What was seen on the screen is kept; the next worker tells what follows from it.
-                note = "The server stopped while this step ran."
-                await self._take(
-                    ToolCallCompleted(
-                        call_id=call_id,
-                        status="interrupted",
-                        duration_ms=int((time.monotonic() - start) * 1000),
-                        output=capture.output(),
-                        error=note,
-                    )
-                )
+                await self._take(_interrupted(call_id, spent, capture.output()))
+            if not (counted or self.lost):
+                await in_thread(self._held.computed, spent)
             raise
         finally:
             self._performing = False
@@ -408,6 +403,16 @@ class TurnRun:
             name = f"turn-{self.number}.diff"
             summary = await asyncio.to_thread(diffs.summary_of, diff)
             await self._publish("diff", name, io.BytesIO(diff), summary)
+
+
+def _interrupted(call_id: str, duration_ms: int, output: events.Output) -> ToolCallCompleted:
+    return ToolCallCompleted(
+        call_id=call_id,
+        status="interrupted",
+        duration_ms=duration_ms,
+        output=output,
+        error="The server stopped while this step ran.",
+    )
 
 
 def _fingerprint(content: BinaryIO) -> tuple[int, int]:

@@ -42,17 +42,31 @@ SELECT {COLUMNS} FROM sessions_app_event
  WHERE session_id = %(session)s AND seq < %(before)s ORDER BY seq DESC LIMIT {PAGE}
 """  # noqa: S608
 # The first event, which says where the row stands, and the latest of each type are enough to draw
-# an item, however often it was updated.
+# an item, however often it was updated. The index is entered once for each type and not read
+# through: a turn's row has an event for each step of its progress, and every one of them is a page.
 PARTS_UNTIL = f"""
-(SELECT DISTINCT ON (item, type) {COLUMNS} FROM sessions_app_event
-  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> '' AND seq <= %(last)s
-  ORDER BY item, type, seq DESC)
+WITH RECURSIVE kinds (name, kind) AS (
+  SELECT name, (SELECT type FROM sessions_app_event
+    WHERE session_id = %(session)s AND item = name AND item <> '' ORDER BY type LIMIT 1)
+    FROM unnest(%(items)s::text[]) AS touched (name)
+  UNION ALL
+  SELECT name, (SELECT type FROM sessions_app_event
+    WHERE session_id = %(session)s AND item = name AND item <> '' AND type > kind
+    ORDER BY type LIMIT 1)
+    FROM kinds WHERE kind IS NOT NULL
+)
+SELECT {COLUMNS} FROM kinds CROSS JOIN LATERAL (
+  SELECT {COLUMNS} FROM sessions_app_event
+   WHERE session_id = %(session)s AND item = name AND item <> '' AND type = kind
+     AND seq <= %(last)s ORDER BY seq DESC LIMIT 1) AS latest
 UNION ALL
-(SELECT DISTINCT ON (item) {COLUMNS} FROM sessions_app_event
-  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
+(SELECT DISTINCT ON (item) {COLUMNS} FROM kinds CROSS JOIN LATERAL (
+  SELECT {COLUMNS} FROM sessions_app_event
+   WHERE session_id = %(session)s AND item = name AND item <> '' AND type = kind
+   ORDER BY seq LIMIT 1) AS earliest
   ORDER BY item, seq)
 """  # noqa: S608
-PARTS = PARTS_UNTIL.replace(" AND seq <= %(last)s", "")
+PARTS = PARTS_UNTIL.replace("AND seq <= %(last)s", "")
 # The same, up to a length: of the items, in their order, those that are read whole.
 PARTS_WITHIN = f"""
 WITH sized AS MATERIALIZED (

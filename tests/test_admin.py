@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import re
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.utils import quote
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.db.models import Model
 from django.test import Client
 
-from sessions_app.models import Agent
+from sessions_app.models import Agent, Session, Turn
 
 from .conftest import signed_in
-from .scenes import everything
+from .scenes import claimed, everything, finished, open_session
 from .test_access import SECRET, Stage, stage  # noqa: F401
 
 pytestmark = pytest.mark.django_db
@@ -204,3 +206,169 @@ def test_staff_without_rights_see_nothing(client):
     helper = User.objects.create_user("helper", is_staff=True)
     for model in MODELS:
         assert signed_in(helper).get(place(model)).status_code == 403
+
+
+# -- sessions and turns are moved here -------------------------------------------------------------
+
+
+def act(user: User, model: type[Model], action: str, *rows: Model) -> str:
+    """Tick rows of a list, choose an action, and return the page that follows."""
+    form = {"action": action, "_selected_action": [row.pk for row in rows]}
+    answer = signed_in(user).post(place(model), form, follow=True)
+    return html.unescape(answer.content.decode())
+
+
+def messages_of(shown: str) -> list[str]:
+    return re.findall(r'<li class="(?:success|warning|error)">(.*?)</li>', shown, re.DOTALL)
+
+
+@pytest.fixture
+def resting(agent: Agent, alice: User) -> list[Session]:
+    made = []
+    for number in range(3):
+        session = open_session(agent, alice, f"Session {number}")
+        finished(claimed(session))
+        made.append(session)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("action", "state", "told"),
+    [
+        ("complete", "COMPLETED", "session.completed"),
+        ("cancel", "CANCELLED", "session.cancelled"),
+        ("archive", "ARCHIVED", "session.archived"),
+    ],
+)
+def test_sessions_are_moved_from_their_list_in_the_name_of_who_did_it(
+    resting, staff, action, state, told
+):
+    shown = act(staff, Session, action, *resting)
+    assert messages_of(shown) == [f"3 {state.lower()}."]
+    for session in resting:
+        session.refresh_from_db()
+        assert session.state == state
+        assert session.events.get(type=told).data["by"] == "admin"
+
+
+def test_sessions_come_back_from_the_archive_by_their_list(resting, staff, alice):
+    for session in resting:
+        session.archive(by=alice)
+    shown = act(staff, Session, "unarchive", *resting)
+    assert messages_of(shown) == ["3 unarchived."]
+    assert set(Session.objects.values_list("state", flat=True)) == {"WAITING_FOR_INPUT"}
+    assert resting[0].events.get(type="session.unarchived").data["by"] == "admin"
+
+
+def test_a_row_that_cannot_be_moved_is_named_with_the_reason_and_stays(
+    resting, agent, alice, staff
+):
+    busy = open_session(agent, alice, "A <b>busy</b> one")
+    claimed(busy)
+    shown = act(staff, Session, "archive", *resting, busy)
+    assert messages_of(shown) == [
+        "3 archived, 1 refused.",
+        "“A <b>busy</b> one” was refused: A turn is still open. Stop it, then archive the session.",
+    ]
+    busy.refresh_from_db()
+    assert busy.state == "ACTIVE"
+    before = everything()
+    assert messages_of(act(staff, Session, "archive", busy))[0] == "0 archived, 1 refused."
+    assert everything() == before
+
+
+def test_markup_in_a_title_is_shown_as_it_is_written(agent, alice, staff):
+    busy = open_session(agent, alice, "A <b>busy</b> one")
+    form = {"action": "archive", "_selected_action": [busy.pk]}
+    raw = signed_in(staff).post(place(Session), form, follow=True).content.decode()
+    assert "&lt;b&gt;busy&lt;/b&gt;" in raw
+    assert "<b>busy</b>" not in raw
+
+
+def test_turns_are_cancelled_and_retried_from_their_list(agent, alice, staff):
+    session = open_session(agent, alice)
+    running = claimed(session)
+    queued, _ = session.submit("And this.", author=alice)
+    shown = act(staff, Turn, "cancel", running, queued)
+    assert messages_of(shown) == ["2 cancelled or asked to end."]
+    queued.refresh_from_db()
+    running.refresh_from_db()
+    assert (queued.state, running.cancel_requested_by) == ("CANCELLED", "admin")
+
+    shown = act(staff, Turn, "retry", queued, running)
+    assert messages_of(shown) == [
+        "1 submitted again, 1 refused.",
+        "Turn 1 of “Just a word.” was refused: "
+        "Only a turn that failed or was cancelled can be retried.",
+    ]
+    again = session.turns.get(number=3)
+    assert (again.retry_of, again.author) == (queued, staff)
+
+
+def test_a_turn_of_a_switched_off_agent_is_not_retried(agent, alice, staff):
+    turn = finished(claimed(open_session(agent, alice)), "FAILED")
+    Agent.objects.filter(pk=agent.pk).update(enabled=False)
+    before = everything()
+    assert "switched off" in messages_of(act(staff, Turn, "retry", turn))[1]
+    assert everything() == before
+
+
+def helper(*rights: str) -> User:
+    user = User.objects.create_user("helper", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=rights))
+    return user
+
+
+@pytest.mark.parametrize("action", ["complete", "cancel", "archive", "unarchive"])
+def test_staff_who_may_only_look_move_no_session(resting, action):
+    before = everything()
+    looker = helper("view_session")
+    assert f'value="{action}"' not in signed_in(looker).get(place(Session)).content.decode()
+    act(looker, Session, action, *resting)
+    assert everything() == before
+
+
+@pytest.mark.parametrize("action", ["cancel", "retry"])
+def test_staff_who_may_only_look_move_no_turn(agent, alice, action):
+    session = open_session(agent, alice)
+    failed = finished(claimed(session), "FAILED")
+    queued, _ = session.submit("And this.", author=alice)
+    before = everything()
+    act(helper("view_turn", "change_session"), Turn, action, failed, queued)
+    assert everything() == before
+
+
+def test_staff_who_may_change_sessions_move_them(resting):
+    shown = act(helper("view_session", "change_session"), Session, "complete", resting[0])
+    assert messages_of(shown) == ["1 completed."]
+    assert resting[0].events.get(type="session.completed").data["by"] == "helper"
+
+
+# -- what was used ---------------------------------------------------------------------------------
+
+
+def test_what_was_used_is_shown_and_summed_up_on_the_agent(client, stage):  # noqa: F811
+    used = {
+        "input_tokens": 12_345,
+        "output_tokens": 67,
+        "cost": Decimal("0.25"),
+        "compute_ms": 890,
+        "storage_bytes": 1_024,
+    }
+    Session.objects.filter(pk=stage.session.pk).update(**used)
+    Turn.objects.filter(pk=stage.turn.pk).update(**used)
+    other = open_session(stage.session.agent, stage.staff)
+    Session.objects.filter(pk=other.pk).update(**used)
+    for row in (stage.session, stage.turn):
+        shown = page(client, address_of(row))
+        for name in ("12345", "67", "0.250000", "890", "1024"):
+            assert f'<div class="readonly">{name}</div>' in shown
+    shown = page(client, address_of(stage.session.agent))
+    assert (
+        "24,690 input tokens, 134 output tokens, 0.500000 cost in USD, "
+        "1,780 milliseconds of steps, 2,048 bytes of artifacts" in shown
+    )
+
+
+def test_the_page_to_add_an_agent_has_nothing_used(client):
+    assert "0 input tokens" in page(client, f"{place(Agent)}add/")

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -25,9 +26,11 @@ from sessions_app.events import (
     MessageCreated,
     Payload,
     ProgressUpdated,
+    UsageRecorded,
     WidgetCreated,
 )
 from sessions_app.models import Agent, Artifact, ExecutionEnvironment, Session, Turn
+from sessions_app.models.usage import Usage
 from sessions_app.output import INLINE_BYTES
 from sessions_app.runners import registry
 from sessions_app.runners.base import (
@@ -367,10 +370,13 @@ POINTS = [
 
 @pytest.fixture
 def trusting(agent: Agent, monkeypatch) -> Agent:
-    """An agent whose steps run without asking, confined or not."""
+    """An agent whose steps run without asking, confined or not, unless they demand a person."""
     from approvals_app.policies import Ruling
 
-    monkeypatch.setattr("approvals_app.gate.rule_on", lambda *_, **__: Ruling("allow", "a test"))
+    def rule_on(*_: Any, ask: bool) -> Ruling:
+        return Ruling("ask" if ask else "allow", "a test")
+
+    monkeypatch.setattr("approvals_app.gate.rule_on", rule_on)
     return agent
 
 
@@ -821,13 +827,73 @@ def test_a_crash_in_a_step_is_taken_up_from_what_is_recorded(agent, alice, trust
     let_the_lease_run_out(turn)
     advance(session)
     turn = turn_of(session)
-    assert (turn.state, turn.attempt, turn.error_message) == ("COMPLETED", 2, "")
-    calls = session.events.filter(type="tool_call.completed").order_by("seq")
-    assert [call.data["status"] for call in calls] == ["succeeded", "interrupted", "succeeded"]
-    assert calls[2].data["output"]["head"] == "once\n", "the first step was not done again"
+    assert (turn.state, turn.attempt) == ("WAITING_FOR_PERMISSION", 2)
+    request = ApprovalRequest.objects.get()
+    assert (request.key, request.title, request.state) == ("step-4.2", "long (again)", "PENDING")
+    decide(request.pk, by=alice, verdict="reject", digest=request.digest, reason="It took long.")
+    advance(session)
+    turn = turn_of(session)
+    assert (turn.state, turn.attempt, turn.error_message) == ("COMPLETED", 3, "")
+    assert statuses(session) == [
+        ("step-2", "succeeded"), ("step-4", "interrupted"), ("step-6", "succeeded"),
+    ]  # fmt: skip
+    assert outputs(session)[2]["head"] == "once\n", "the first step was not done again"
     assert types(session).count("tool_call.started") == 3
     assert types(session).count("execution_environment.started") == 1
-    assert types(session).count("execution_environment.resumed") == 1
+    assert types(session).count("execution_environment.resumed") == 2
+
+
+def statuses(session: Session) -> list[tuple[str, str]]:
+    calls = session.events.filter(type="tool_call.completed").order_by("seq")
+    return list(calls.values_list("data__call_id", "data__status"))
+
+
+AGAIN = """
+```sh {options}
+echo run >> runs.txt; touch begun; until [ -e go-on ]; do sleep 0.02; done
+```
+"""
+
+
+def cut_off_in_its_step(agent: Agent, alice: Any, options: str) -> tuple[Session, Any]:
+    """A session whose worker died in its only step; and the directory that the step works in."""
+    session = open_session(agent, alice, AGAIN.format(options=options))
+
+    async def dies() -> None:
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await begun(running)
+        await crash(worker, running)
+
+    play(dies)
+    let_the_lease_run_out(turn_of(session))
+    [here] = environments.get("local").root.glob("*/work/begun")
+    here.with_name("go-on").touch()
+    return session, here.parent
+
+
+def test_an_interrupted_step_is_run_again_only_after_a_person_said_so(agent, alice, bob, trusting):
+    session, work = cut_off_in_its_step(agent, alice, "")
+    advance(session)
+    assert turn_of(session).state == "WAITING_FOR_PERMISSION"
+    assert (work / "runs.txt").read_text() == "run\n"
+    request = ApprovalRequest.objects.get()
+    decide(request.pk, by=bob, verdict="approve", digest=request.digest)
+    advance(session)
+    assert turn_of(session).state == "COMPLETED"
+    assert (work / "runs.txt").read_text() == "run\nrun\n"
+    assert statuses(session) == [("step-1", "interrupted"), ("step-1.2", "succeeded")]
+    started = session.events.get(type="tool_call.started", data__call_id="step-1.2")
+    assert started.data["approval_id"] == request.pk
+
+
+def test_an_interrupted_step_that_is_safe_to_retry_is_run_again_by_itself(agent, alice, trusting):
+    session, work = cut_off_in_its_step(agent, alice, "retry=safe")
+    advance(session)
+    assert turn_of(session).state == "COMPLETED"
+    assert (work / "runs.txt").read_text() == "run\nrun\n"
+    assert statuses(session) == [("step-1", "interrupted"), ("step-1.2", "succeeded")]
+    assert not ApprovalRequest.objects.exists()
 
 
 @pytest.mark.parametrize("recorded", range(4))
@@ -892,6 +958,222 @@ def test_a_turn_whose_worker_died_after_a_decision_still_uses_the_approval(sessi
     advance(session)
     assert said(session) == ["succeeded"]
     assert ApprovalRequest.objects.get().used_at is not None
+
+
+# -- a runner that cannot go on from the middle ----------------------------------------------------
+
+
+@pytest.fixture
+def forgetful(scripted: Scripted) -> Scripted:
+    """A runner that has to be run in one go."""
+    scripted.capabilities = Capabilities(cancels=True)
+    return scripted
+
+
+def lost(session: Session, scripted: Scripted) -> None:
+    """Let a worker die in the middle, with a call begun and a question asked."""
+
+    async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+        yield events.ToolCallStarted(call_id="one", kind="other", tool="sh", title="one")
+        yield ProgressUpdated(label="here")
+        await asyncio.Event().wait()
+
+    scripted.script = script
+
+    async def dies() -> None:
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await arrived(session, running)
+        await crash(worker, running)
+
+    play(dies)
+    turn = turn_of(session)
+    ApprovalRequest.objects.create(
+        session=session, turn=turn, key="step-1", title="May I?", rule="a test",
+        action=action().canonical(), digest=action().digest(),
+    )  # fmt: skip
+    let_the_lease_run_out(turn)
+
+
+def never(turn: TurnContext) -> Any:
+    raise AssertionError("it was run again")
+
+
+CLOSING = [
+    "turn.started",
+    "approval_request.resolved",
+    "tool_call.completed",
+    "turn.failed",
+    "session.failed",
+]
+
+
+def test_a_lost_turn_of_a_runner_that_cannot_resume_fails_and_closes_what_it_had_open(
+    session, forgetful
+):
+    lost(session, forgetful)
+    forgetful.script = never
+    advance(session)
+    turn = turn_of(session)
+    assert (turn.state, turn.error_code, turn.attempt) == ("FAILED", "lost_worker", 2)
+    assert "Retry it to start from the beginning" in turn.error_message
+    assert types(session)[-5:] == CLOSING
+    assert session.events.get(type="turn.failed").data["code"] == "lost_worker"
+    assert ApprovalRequest.objects.get().state == "CANCELLED"
+    assert statuses(session) == [("one", "cancelled")]
+    assert session.fence == ""
+
+
+def test_a_lost_turn_is_retried_as_a_new_one_that_its_row_names(session, forgetful, alice):
+    lost(session, forgetful)
+    forgetful.script = never
+    advance(session)
+    first = turn_of(session)
+    again = first.retry(by=alice)
+
+    async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+        yield say(f"Turn {turn.number} from the beginning.")
+
+    forgetful.script = script
+    advance(session)
+    again.refresh_from_db()
+    assert (again.state, again.retry_of_id) == ("COMPLETED", first.pk)
+    assert said(session) == ["Turn 2 from the beginning."]
+    told = session.events.get(type="turn.retried")
+    assert (told.turn_id, told.item, told.data) == (first.pk, f"turn:{first.pk}", {"number": 2})
+
+
+@pytest.mark.parametrize("dying", range(3))
+def test_a_second_death_in_the_middle_of_the_closing_leaves_it_whole_for_the_next(
+    session, forgetful, monkeypatch, dying
+):
+    """The closing appends three times; its worker dies before each, and in one transaction."""
+    lost(session, forgetful)
+    forgetful.script = never
+    closing: list[int] = []
+    real = Session.record
+
+    def record(self: Session, *payloads: Payload, **more: Any) -> int:
+        if payloads[0].type in CLOSING[1:4]:
+            closing.append(1)
+            if len(closing) == dying + 1:
+                raise ConnectionError("the process was killed")
+        return real(self, *payloads, **more)
+
+    monkeypatch.setattr(Session, "record", record)
+    advance(session)
+    monkeypatch.undo()
+    turn = turn_of(session)
+    assert (turn.state, turn.attempt) == ("RUNNING", 2)
+    assert ApprovalRequest.objects.get().state == "PENDING"
+    assert types(session)[-1] == "turn.started", "nothing of the closing is there"
+
+    let_the_lease_run_out(turn)
+    advance(session)
+    turn = turn_of(session)
+    assert (turn.state, turn.error_code, turn.attempt) == ("FAILED", "lost_worker", 3)
+    assert types(session)[-5:] == CLOSING
+    assert types(session).count("turn.failed") == 1
+
+
+# -- what it costs ---------------------------------------------------------------------------------
+
+
+def used(row: Any) -> dict[str, Any]:
+    row.refresh_from_db()
+    return {name: getattr(row, name) for name in Usage.FIELDS}
+
+
+def test_tokens_and_cost_are_counted_on_the_turn_and_summed_on_session_and_agent(
+    session, scripted, agent, alice
+):
+    async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+        yield say("Thinking.")
+        yield UsageRecorded(input_tokens=100, output_tokens=7, cost=Decimal("0.0125"), model="m")
+        yield UsageRecorded(input_tokens=50, output_tokens=3, cost=Decimal("0.000001"))
+        yield say("Done.")
+
+    scripted.script = script
+    advance(session)
+    session.submit("Again.", author=alice)
+    advance(session)
+    once = {"input_tokens": 150, "output_tokens": 10, "cost": Decimal("0.012501")}
+    for turn in session.turns.all():
+        assert used(turn) == {**once, "compute_ms": 0, "storage_bytes": 0}
+    twice = {name: 2 * amount for name, amount in used(turn).items()}
+    assert used(session) == agent.usage() == twice
+    story = [type for type in types(session) if type.startswith(("message", "usage"))]
+    assert story[:5] == [
+        "message.created", "message.created", "usage.recorded", "usage.recorded", "message.created",
+    ]  # fmt: skip
+
+
+def test_an_agent_that_nobody_used_has_used_nothing(agent):
+    assert agent.usage() == dict.fromkeys(Usage.FIELDS, 0)
+
+
+def test_usage_beyond_all_measure_fails_the_turn_and_counts_nothing(session, scripted):
+    async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+        yield UsageRecorded(input_tokens=10**30)
+
+    scripted.script = script
+    advance(session)
+    assert (turn_of(session).state, turn_of(session).error_code) == ("FAILED", "runner_error")
+    assert used(session)["input_tokens"] == 0
+    assert "usage.recorded" not in types(session)
+
+
+def test_the_time_of_steps_and_the_size_of_artifacts_are_counted(agent, alice, trusting):
+    session = run_book(
+        agent,
+        alice,
+        "mkdir artifacts; echo one > artifacts/a.txt; sleep 0.05",
+        "echo two; sleep 0.05",
+    )
+    spent = sum(call.data["duration_ms"] for call in calls_of(session))
+    assert spent >= 100
+    turn = session.turns.get()
+    assert used(turn) == used(session) == agent.usage()
+    assert (turn.compute_ms, turn.storage_bytes) == (spent, 4)
+
+    session.submit("```sh\ntouch artifacts/a.txt\n```", author=alice)
+    advance(session)
+    assert used(session)["storage_bytes"] == 4, "the same content is kept once"
+
+
+def calls_of(session: Session) -> list[Any]:
+    return list(session.events.filter(type="tool_call.completed").order_by("seq"))
+
+
+def test_the_time_of_a_step_that_reached_its_limit_is_counted(agent, alice, trusting):
+    session = open_session(agent, alice, "```sh timeout=0.2\nsleep 60\n```")
+    advance(session)
+    [call] = calls_of(session)
+    assert call.data["status"] == "timed_out"
+    assert used(session.turns.get())["compute_ms"] == call.data["duration_ms"] >= 200
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "interrupted"])
+def test_the_time_of_a_step_that_was_cut_off_is_counted_once(agent, alice, trusting, ends):
+    session = open_session(agent, alice, "```sh\ntouch begun; sleep 60\n```")
+
+    async def story() -> None:
+        worker = Worker()
+        running = asyncio.create_task(worker.advance(session.pk))
+        await begun(running)
+        if ends == "cancelled":
+            turn = await in_thread(session.turns.get)
+            await in_thread(turn.cancel, by=alice)
+            await worker.heartbeat()
+        else:
+            await worker.stop(grace=0)
+        await running
+
+    play(story)
+    [call] = calls_of(session)
+    assert call.data["status"] == ends
+    assert used(turn_of(session))["compute_ms"] == call.data["duration_ms"] > 0
+    assert used(session)["compute_ms"] == call.data["duration_ms"]
 
 
 # -- environments ----------------------------------------------------------------------------------
@@ -1287,4 +1569,4 @@ def test_output_seen_before_the_server_stopped_is_kept_with_the_interrupted_step
     assert session.events.get(type="tool_call.completed").data["status"] == "interrupted"
     advance(session)
     assert session.events.filter(type="tool_call.completed").count() == 1
-    assert turn_of(session).state == "FAILED"
+    assert turn_of(session).state == "WAITING_FOR_PERMISSION", "it asks before it is run again"

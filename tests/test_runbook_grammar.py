@@ -120,7 +120,7 @@ def test_a_block_may_be_fenced_with_tildes_and_longer_fences() -> None:
 
 def test_a_block_has_all_its_options() -> None:
     found = step(
-        "sh name=deploy timeout=2.5 gate=ask on-reject=continue on-failure=continue"
+        "sh name=deploy timeout=2.5 gate=ask on-reject=continue on-failure=continue retry=safe"
         ' why="It changes what people see."'
     )
 
@@ -136,6 +136,7 @@ def test_a_block_has_all_its_options() -> None:
         gate=True,
         on_reject="continue",
         on_failure="continue",
+        retry=True,
         why="It changes what people see.",
     )
 
@@ -278,6 +279,11 @@ def test_it_refuses_a_runbook_that_is_too_long_and_says_by_how_much() -> None:
             "The only value is `gate=ask`.",
         ),
         ("gate=deny", "`gate` can only be `ask`, not `deny`."),
+        (
+            "retry=always",
+            "`retry` can only be `safe`, not `always`: it says that the step may be run again by "
+            "itself after the server stopped in the middle of it.",
+        ),
         ("gate=", "`gate` can only be `ask`, not ``."),
         ("on-reject=skip", "`on-reject` is `stop` or `continue`, not `skip`."),
         ("on-failure=STOP", "`on-failure` is `stop` or `continue`, not `STOP`."),
@@ -293,12 +299,12 @@ def test_it_refuses_a_runbook_that_is_too_long_and_says_by_how_much() -> None:
         (
             "retries=3",
             "Unknown option `retries`. This block takes `name`, `timeout`, `gate`, `on-reject`, "
-            "`on-failure`, `why`.",
+            "`on-failure`, `retry`, `why`.",
         ),
         (
             "title=x",
             "Unknown option `title`. This block takes `name`, `timeout`, `gate`, `on-reject`, "
-            "`on-failure`, `why`.",
+            "`on-failure`, `retry`, `why`.",
         ),
     ],
 )
@@ -535,5 +541,6 @@ def test_the_runbooks_in_the_help_and_the_documentation_can_be_run(text: str) ->
 
 def test_the_documentation_names_every_option_and_language() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    words = {"name", "timeout", "gate", "on-reject", "on-failure", "why", "title", *LANGUAGES}
+    words = {"name", "timeout", "gate", "on-reject", "on-failure", "retry", "why"}
+    words |= {"title", *LANGUAGES}
     assert {word for word in words if f"`{word}" not in text} == set()

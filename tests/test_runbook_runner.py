@@ -20,6 +20,7 @@ from sessions_app.events import (
     MessageCreated,
     Output,
     Payload,
+    ProgressUpdated,
     ToolCallCompleted,
     ToolCallStarted,
     WidgetCreated,
@@ -117,8 +118,13 @@ class Run:
 
     @property
     def stories(self) -> list[str]:
-        """One word or two for each payload."""
-        return [_story(payload) for payload in self.payloads]
+        """One word or two for each payload but progress."""
+        return [_story(each) for each in self.payloads if not isinstance(each, ProgressUpdated)]
+
+    @property
+    def progress(self) -> list[tuple[str, float | None]]:
+        told = [each for each in self.payloads if isinstance(each, ProgressUpdated)]
+        return [(each.label, each.fraction) for each in told]
 
 
 def _story(payload: Payload) -> str:
@@ -186,6 +192,7 @@ async def test_it_works_a_runbook_from_top_to_bottom() -> None:
     assert seen.ended is None
     assert seen.payloads == [
         MessageCreated(role="assistant", text="# Ship it\n\nLook first.", ref="step-1"),
+        ProgressUpdated(label="Step 1 of 3: look", fraction=0),
         ToolCallStarted(
             call_id="step-2",
             kind="shell",
@@ -211,6 +218,7 @@ async def test_it_works_a_runbook_from_top_to_bottom() -> None:
             text="Now it gets serious:\nthis changes what people see.",
             ref="step-4",
         ),
+        ProgressUpdated(label="Step 2 of 3: ship", fraction=0.3333),
         ToolCallStarted(
             call_id="step-5",
             kind="shell",
@@ -226,6 +234,7 @@ async def test_it_works_a_runbook_from_top_to_bottom() -> None:
             duration_ms=12,
             output=OK,
         ),
+        ProgressUpdated(label="Step 3 of 3: print(1)", fraction=0.6667),
         ToolCallStarted(
             call_id="step-6",
             kind="shell",
@@ -345,10 +354,7 @@ async def test_texts_too_long_for_an_event_are_cut() -> None:
         (performed("failed", None, error="No sh."), "Step `look` failed: No sh."),
         (performed("failed", None), "Step `look` failed."),
         (performed("timed_out", None), "Step `look` reached its time limit of 5 seconds."),
-        (
-            performed("interrupted", None),
-            "Step `look` was running when the server stopped. It is not run a second time.",
-        ),
+        (performed("interrupted", None), "Step `look` was running when the server stopped."),
     ],
 )
 async def test_a_failed_step_stops_the_runbook(result: Performed, message: str) -> None:
@@ -396,7 +402,7 @@ async def test_a_rejected_step_is_not_run_and_stops_the_runbook() -> None:
     seen = await run(turn)
 
     assert turn.done == []
-    assert seen.payloads[1:] == [
+    assert seen.payloads[2:] == [
         MessageCreated(
             role="system",
             text="Step `look` was not run: rejected by bob: Not on a Friday.",
@@ -415,8 +421,11 @@ async def test_a_rejected_step_that_says_so_lets_the_runbook_go_on() -> None:
     seen = await run(turn)
 
     assert seen.ended is None
-    assert seen.payloads[-4] == MessageCreated(
-        role="system", text="Step `ship` was not run: rejected by bob.", ref="step-5"
+    assert (
+        MessageCreated(
+            role="system", text="Step `ship` was not run: rejected by bob.", ref="step-5"
+        )
+        in seen.payloads
     )
     assert [call_id for call_id, _ in turn.done] == ["step-2", "step-6"]
 
@@ -508,40 +517,174 @@ async def test_history_of_other_parts_of_the_turn_does_not_confuse_it() -> None:
     assert seen.payloads == (await run(FakeTurn(RUNBOOK))).payloads
 
 
-async def test_a_step_that_ran_when_its_worker_died_is_not_run_again() -> None:
-    whole = await run(FakeTurn(RUNBOOK))
-    turn = FakeTurn(RUNBOOK, history=whole.payloads[:2])
+# -- interrupted -------------------------------------------------------------------------------
+
+LONG = "Why not.\n\n```sh name=long {options}\nmake\n```\n\n```sh\nls\n```\n"
+
+
+def cut_off(instruction: str, *more: Payload) -> list[Payload]:
+    """What is recorded of a runbook whose worker died in its first step."""
+    call = ToolCallStarted(call_id="step-2", kind="shell", tool="sh", title="long")
+    first = ProgressUpdated(label="Step 1 of 2: long", fraction=0)
+    return [MessageCreated(role="assistant", text="Why not.", ref="step-1"), first, call, *more]
+
+
+def told(call_id: str = "step-2") -> ToolCallCompleted:
+    return ToolCallCompleted(
+        call_id=call_id, status="interrupted", error="The server stopped while this step ran."
+    )
+
+
+async def test_a_step_that_ran_when_its_worker_died_is_told_and_asks_before_it_is_run_again() -> (
+    None
+):
+    instruction = LONG.format(options="")
+    turn = FakeTurn(instruction, history=cut_off(instruction), park=frozenset({"step-2.2"}))
 
     seen = await run(turn)
 
-    assert (turn.asked, turn.done) == ([], [])
+    assert isinstance(seen.ended, Parked)
+    assert seen.payloads == [told()]
+    assert turn.done == []
+    [asked] = turn.asked
+    assert (asked["key"], asked["title"], asked["ask"]) == ("step-2.2", "long (again)", True)
+    assert asked["why"] == (
+        "The server stopped while this step ran, and nobody knows how far it had come. Why not."
+    )
+
+
+async def test_approved_it_is_run_again_under_a_name_of_its_own() -> None:
+    instruction = LONG.format(options="")
+    history = cut_off(instruction, told())
+    turn = FakeTurn(instruction, history=history, approvals={"step-2.2": "approval-1"})
+
+    seen = await run(turn)
+
+    assert seen.ended is None
+    assert seen.stories == [
+        "started step-2.2",
+        "succeeded step-2.2",
+        "started step-3",
+        "succeeded step-3",
+    ]
+    started = seen.payloads[0]
+    assert isinstance(started, ToolCallStarted)
+    assert (started.title, started.approval_id) == ("long", "approval-1")
+    again = FakeTurn(instruction, history=history + seen.payloads)
+    assert ((await run(again)).payloads, again.asked) == ([], []), "what is done stays done"
+
+
+async def test_a_step_that_is_safe_to_retry_is_run_again_without_asking() -> None:
+    instruction = LONG.format(options="retry=safe")
+    turn = FakeTurn(instruction, history=cut_off(instruction))
+
+    seen = await run(turn)
+
+    assert seen.ended is None
+    assert seen.stories[:3] == ["interrupted step-2", "started step-2.2", "succeeded step-2.2"]
+    assert turn.asked[0]["ask"] is False
+
+
+async def test_a_gated_step_asks_for_every_run_even_if_it_is_safe_to_retry() -> None:
+    instruction = LONG.format(options="retry=safe gate=ask")
+    turn = FakeTurn(instruction, history=cut_off(instruction))
+
+    await run(turn)
+
+    assert (turn.asked[0]["key"], turn.asked[0]["ask"]) == ("step-2.2", True)
+
+
+async def test_each_interruption_is_told_once_and_each_run_has_a_name() -> None:
+    instruction = LONG.format(options="retry=safe")
+    history = cut_off(instruction)
+    for number in (2, 3):
+        seen = await run(FakeTurn(instruction, history=history))
+        before = "step-2" if number == 2 else "step-2.2"
+        assert seen.stories[:2] == [f"interrupted {before}", f"started step-2.{number}"]
+        history += seen.payloads[:2]
+
+
+async def test_what_nobody_lets_run_again_counts_as_failed() -> None:
+    instruction = LONG.format(options="on-reject=continue")
+    turn = FakeTurn(
+        instruction,
+        history=cut_off(instruction, told()),
+        refuse={"step-2.2": Refusal("bob", "It mails.")},
+    )
+
+    seen = await run(turn)
+
+    assert turn.done == []
     assert seen.payloads == [
-        ToolCallCompleted(
-            call_id="step-2",
-            status="interrupted",
-            error="The server stopped while this step ran.",
+        MessageCreated(
+            role="system",
+            text="Step `long` was not run again: rejected by bob: It mails.",
+            ref="step-2.2",
         )
     ]
     assert seen.failure == (
         "step_failed",
-        "Step `look` was running when the server stopped. It is not run a second time.",
+        "Step `long` was running when the server stopped, and not run again: "
+        "rejected by bob: It mails.",
     )
-    after = await run(FakeTurn(RUNBOOK, history=whole.payloads[:2] + seen.payloads))
+    after = await run(FakeTurn(instruction, history=[*turn.history, *seen.payloads]))
     assert (after.payloads, after.failure) == ([], seen.failure)
 
 
-async def test_an_interrupted_step_that_may_fail_lets_the_runbook_go_on() -> None:
-    whole = await run(FakeTurn(RUNBOOK))
+async def test_an_interrupted_step_that_may_fail_and_is_rejected_lets_the_runbook_go_on() -> None:
+    instruction = LONG.format(options="on-failure=continue")
+    turn = FakeTurn(
+        instruction,
+        history=cut_off(instruction),
+        refuse={"step-2.2": Refusal("bob", "No.")},
+    )
 
-    seen = await run(FakeTurn(RUNBOOK, history=whole.payloads[:6]))
+    seen = await run(turn)
 
     assert seen.ended is None
     assert seen.stories == [
-        "interrupted step-5",
-        "started step-6",
-        "succeeded step-6",
-        "assistant step-7",
+        "interrupted step-2",
+        "system step-2.2",
+        "started step-3",
+        "succeeded step-3",
     ]
+
+
+async def test_a_step_that_fails_when_it_is_run_again_has_failed() -> None:
+    instruction = LONG.format(options="retry=safe")
+    turn = FakeTurn(
+        instruction,
+        history=cut_off(instruction),
+        results={"step-2.2": performed("failed", 2)},
+    )
+
+    assert (await run(turn)).failure == ("step_failed", "Step `long` failed with exit code 2.")
+
+
+# -- progress ----------------------------------------------------------------------------------
+
+
+async def test_of_several_steps_it_says_which_one_comes_now() -> None:
+    assert (await run(FakeTurn(RUNBOOK))).progress == [
+        ("Step 1 of 3: look", 0.0),
+        ("Step 2 of 3: ship", 0.3333),
+        ("Step 3 of 3: print(1)", 0.6667),
+    ]
+
+
+async def test_a_single_step_needs_no_bar() -> None:
+    assert (await run(FakeTurn(GIT))).progress == []
+
+
+async def test_a_step_that_was_announced_before_the_turn_was_taken_up_is_not_announced_again() -> (
+    None
+):
+    parked = await run(FakeTurn(RUNBOOK, park=frozenset({"step-5"})))
+    assert [label for label, _ in parked.progress] == ["Step 1 of 3: look", "Step 2 of 3: ship"]
+
+    seen = await run(FakeTurn(RUNBOOK, history=parked.payloads))
+
+    assert [label for label, _ in seen.progress] == ["Step 3 of 3: print(1)"]
 
 
 async def test_a_step_that_was_rejected_is_not_asked_for_again() -> None:

@@ -13,7 +13,7 @@ from approvals_app.models import ApprovalRequest
 from sessions_app import events
 from sessions_app.models import Agent, Event, NotPossible, Session, Turn
 from sessions_app.models.session import title_of
-from sessions_app.models.states import STATE_EVENTS, SessionState
+from sessions_app.models.states import SESSION, STATE_EVENTS, SessionState
 
 from .scenes import (
     LEASE,
@@ -169,6 +169,30 @@ def test_with_no_turn_open_the_last_one_decides(session, alice, outcomes, state)
     assert state_of(session) == state
 
 
+def test_the_turn_that_ended_last_decides_whatever_its_number(session, alice):
+    running = claimed(session)
+    withdrawn, _ = session.submit("Not needed.", author=alice)
+    withdrawn.cancel(by=alice)
+    finished(running, "FAILED")
+    assert state_of(session) == "FAILED", "what was withdrawn meanwhile hides no failure"
+
+    session.submit("Later.", author=alice)
+    session.submit("Now.", author=alice, when_busy="interrupt")
+    assert claimed(session).instruction == "Now."
+    finished(session.turns.get(instruction="Now."))
+    finished(claimed(session), "FAILED")
+    assert state_of(session) == "FAILED"
+
+
+def test_a_session_that_was_read_before_its_row_was_locked_cannot_be_moved(session, alice):
+    stale = Session.objects.get(pk=session.pk)
+    session.close("COMPLETED", by=alice)
+    before = everything()
+    with pytest.raises(AssertionError, match="not locked when it was read"), transaction.atomic():
+        stale._move("FAILED", by="alice")
+    assert everything() == before
+
+
 def test_a_failed_turn_does_not_stop_the_queue(session, alice):
     session.submit("And this.", author=alice)
     end_all(session, "FAILED")
@@ -278,12 +302,6 @@ SCENES: dict[str, Callable[[Session, Any], Session]] = {
     "CANCELLED": cancelled,
     "ARCHIVED": archived,
 }
-OPEN = {
-    "ACTIVE, queued",
-    "ACTIVE, running",
-    "WAITING_FOR_INPUT, a question",
-    "WAITING_FOR_PERMISSION",
-}
 
 
 def close_as_completed(session: Session, alice: Any) -> None:
@@ -306,17 +324,23 @@ def submit(session: Session, alice: Any) -> None:
     session.submit("And this.", author=alice)
 
 
+def refused(verb: str) -> set[str]:
+    """The scenes that the table gives no way out of by this verb."""
+    return {scene for scene in SCENES if scene.partition(",")[0] not in SESSION[verb].leaves}
+
+
 # For each verb: the scenes in which it is refused, and where it leads otherwise.
 VERBS: list[tuple[Callable[[Session, Any], None], set[str], str]] = [
-    (close_as_completed, {"COMPLETED", "CANCELLED", "ARCHIVED"}, "COMPLETED"),
-    (close_as_cancelled, {"COMPLETED", "CANCELLED", "ARCHIVED"}, "CANCELLED"),
-    (archive, {"ARCHIVED", *OPEN}, "ARCHIVED"),
-    (unarchive, set(SCENES) - {"ARCHIVED"}, "WAITING_FOR_INPUT"),
-    (submit, {"ARCHIVED"}, ""),
+    (close_as_completed, refused("close"), "COMPLETED"),
+    (close_as_cancelled, refused("close"), "CANCELLED"),
+    # A session that waits for input may do so at rest, or in the middle of a turn.
+    (archive, {*refused("archive"), "WAITING_FOR_INPUT, a question"}, "ARCHIVED"),
+    (unarchive, refused("unarchive"), "WAITING_FOR_INPUT"),
+    (submit, refused("submit"), ""),
 ]
 EVERY = [
-    pytest.param(verb, scene in refused, state, scene, id=f"{verb.__name__}-{scene}")
-    for verb, refused, state in VERBS
+    pytest.param(verb, scene in not_from, state, scene, id=f"{verb.__name__}-{scene}")
+    for verb, not_from, state in VERBS
     for scene in SCENES
 ]
 POSSIBLE = [

@@ -15,6 +15,7 @@ from approvals_app.models import ApprovalRequest
 from sessions_app import events
 from sessions_app.models import Agent, Event, Fenced, NotPossible, Session, Turn
 from sessions_app.models.event import append_async
+from sessions_app.models.states import TURN, TurnState
 from sessions_app.models.turn import CancelPending
 from sessions_app.threads import close_pool, pool
 
@@ -57,9 +58,18 @@ FINAL = ("COMPLETED", "FAILED", "CANCELLED")
 WAITING = ("WAITING_FOR_INPUT", "WAITING_FOR_PERMISSION")
 
 
+def edit(turn: Turn, alice: Any) -> None:
+    turn.edit("Do something else.", by=alice)
+
+
 def park(turn: Turn, alice: Any) -> None:
     with held(turn):
         turn.park("WAITING_FOR_INPUT", "a choice")
+
+
+def park_for_permission(turn: Turn, alice: Any) -> None:
+    with held(turn):
+        turn.park("WAITING_FOR_PERMISSION", "a decision")
 
 
 def resume(turn: Turn, alice: Any) -> bool:
@@ -73,8 +83,15 @@ def release(turn: Turn, alice: Any) -> bool:
 
 
 def finish(turn: Turn, alice: Any) -> None:
-    with held(turn):
-        turn.finish(events.TurnCompleted(duration_ms=1), state="COMPLETED")
+    finished(turn)
+
+
+def fail(turn: Turn, alice: Any) -> None:
+    finished(turn, "FAILED")
+
+
+def carry_out_a_cancel(turn: Turn, alice: Any) -> None:
+    finished(turn, "CANCELLED")
 
 
 def end_as_cancelled(turn: Turn, alice: Any) -> None:
@@ -90,37 +107,48 @@ def claim(turn: Turn, alice: Any) -> Turn | None:
     return Turn.objects.claim(turn.session_id, "second-worker", lease=LEASE)
 
 
-# For each transition: the states it leaves with where it leads, and how it answers otherwise.
-TRANSITIONS: list[tuple[Callable[[Turn, Any], Any], dict[str, str], Any]] = [
-    (park, {"RUNNING": "WAITING_FOR_INPUT"}, Fenced),
-    (resume, dict.fromkeys(WAITING, "RUNNING"), False),
-    (release, {"RUNNING": "RUNNING"}, False),
-    (finish, {"RUNNING": "COMPLETED"}, Fenced),
-    (end_as_cancelled, dict.fromkeys(("QUEUED", "RUNNING", *WAITING), "CANCELLED"), None),
-    (
-        cancel,
-        {**dict.fromkeys(("QUEUED", *WAITING), "CANCELLED"), "RUNNING": "RUNNING"},
-        NotPossible,
-    ),
-    (claim, {"QUEUED": "RUNNING"}, None),
+# Each way to make a transition: its verb in the table, and how it answers where that says nothing.
+TRANSITIONS: list[tuple[str, Callable[[Turn, Any], Any], Any]] = [
+    ("edit", edit, NotPossible),
+    ("claim", claim, None),
+    ("park", park, Fenced),
+    ("park", park_for_permission, Fenced),
+    ("resume", resume, False),
+    ("release", release, False),
+    ("finish", finish, Fenced),
+    ("finish", fail, Fenced),
+    ("finish", carry_out_a_cancel, Fenced),
+    ("cancel", end_as_cancelled, None),
+    ("cancel", cancel, NotPossible),
 ]
+
+
+def leads(verb: str, doing: Callable[[Turn, Any], Any], state: str) -> tuple[str, ...]:
+    """Where the table says that it leads; nowhere when it is refused."""
+    if doing is claim and state == "RUNNING":
+        return ()  # somebody holds it
+    if doing is cancel and state == "RUNNING":
+        return ("RUNNING",)  # a request, which its holder carries out
+    return TURN[verb].enters if state in TURN[verb].leaves else ()
+
+
 EVERY = [
-    pytest.param(doing, leads, otherwise, state, id=f"{doing.__name__}-from-{state}")
-    for doing, leads, otherwise in TRANSITIONS
+    pytest.param(doing, leads(verb, doing, state), otherwise, state, id=f"{doing.__name__}-{state}")
+    for verb, doing, otherwise in TRANSITIONS
     for state in STATES
 ]
 
 
-@pytest.mark.parametrize(("doing", "leads", "otherwise", "state"), EVERY)
+@pytest.mark.parametrize(("doing", "enters", "otherwise", "state"), EVERY)
 def test_a_transition_leaves_only_the_states_it_names(
-    session, alice, doing, leads, otherwise, state
+    session, alice, doing, enters, otherwise, state
 ):
     turn = SCENES[state](session)
     turn.refresh_from_db()
     before = everything()
-    if state in leads:
+    if enters:
         doing(turn, alice)
-        assert Turn.objects.get(pk=turn.pk).state == leads[state]
+        assert Turn.objects.get(pk=turn.pk).state in enters
         assert everything() != before
     elif isinstance(otherwise, type):
         with pytest.raises(otherwise):
@@ -131,10 +159,16 @@ def test_a_transition_leaves_only_the_states_it_names(
         assert everything() == before
 
 
+def test_every_verb_of_the_table_is_tried():
+    assert {verb for verb, _, _ in TRANSITIONS} == set(TURN) - {"submit"}
+    assert set(STATES) == set(TurnState.values)
+
+
 WINNING = [
     pytest.param(doing, state, id=f"{doing.__name__}-from-{state}")
-    for doing, leads, _ in TRANSITIONS
-    for state in leads
+    for verb, doing, _ in TRANSITIONS
+    for state in STATES
+    if leads(verb, doing, state)
 ]
 
 
@@ -226,6 +260,15 @@ def test_turns_are_claimed_in_the_order_they_were_submitted(session, alice):
         said.append(turn.instruction)
         finished(turn)
     assert said == ["Just a word.", "Second.", "Third."]
+
+
+def test_a_claimed_turn_and_its_session_are_as_the_database_has_them(session):
+    turn = claimed(session)
+    stored = Turn.objects.select_related("session").get(pk=turn.pk)
+    for one, other in ((turn, stored), (turn.session, stored.session)):
+        for field in type(one)._meta.concrete_fields:
+            if field.name not in {"last_activity_at", "listed_at"}:
+                assert getattr(one, field.attname) == getattr(other, field.attname), field
 
 
 def test_a_turn_behind_an_open_one_is_not_claimed(session, alice):

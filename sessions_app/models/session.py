@@ -17,7 +17,16 @@ from ..events import Payload
 from . import lineage
 from .agent import Agent
 from .event import Event
-from .states import FINAL, FINISHED, SESSION, STATE_EVENTS, NotPossible, SessionState, TurnState
+from .states import (
+    FINAL,
+    FINISHED,
+    OPEN,
+    SESSION,
+    STATE_EVENTS,
+    NotPossible,
+    SessionState,
+    TurnState,
+)
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -30,6 +39,12 @@ WhenBusy = Literal["queue", "reject", "interrupt"]
 """What becomes of a turn that is submitted while another one is queued, runs or waits."""
 
 OPEN_TRIES = 10
+ONE_PER_KEY = "one_session_per_key"
+ONE_PER_REUSE_KEY = "one_unfinished_session_per_reuse_key"
+SENT_BEFORE = (
+    "This form was sent before with another instruction. "
+    "Reload the page to send this one as a new session."
+)
 
 
 class ClockTimestamp(models.Func):
@@ -88,28 +103,27 @@ class SessionQuerySet(models.QuerySet["Session"]):
     ) -> tuple[Session, bool]:
         """Return the agent's unfinished session with this reuse key, or a new one; say if it is.
 
-        Of callers at the same moment one opens it and the others get that one. The session's row
-        is locked. Raises IntegrityError for an idempotency key that its owner has used.
+        Of callers at the same moment one opens it and the others get that one. Within a
+        transaction the session's row is locked until its end. A repeat with the same idempotency
+        key returns the session of the first call, or raises NotPossible for another agent.
         """
-        for _ in range(OPEN_TRIES):
-            if found := reuse_key and self._unfinished(agent, reuse_key):
-                return found, False
-            try:
-                with transaction.atomic():
-                    session = self.create(
-                        agent=agent,
-                        owner=owner,
-                        title=title or "Untitled",
-                        reuse_key=reuse_key or None,
-                        idempotency_key=idempotency_key,
-                        parent=parent,
-                        spawned_by_turn=spawned_by_turn,
-                    )
-            except IntegrityError as error:
-                # Somebody else's insert came first. Ours waited for it, so it can be seen now.
-                if _constraint(error) != "one_unfinished_session_per_reuse_key":
-                    raise
-                continue
+        fields: dict[str, Any] = {
+            "agent": agent,
+            "owner": owner,
+            "title": title or "Untitled",
+            "reuse_key": reuse_key or None,
+            "idempotency_key": idempotency_key or None,
+            "parent": parent,
+            "spawned_by_turn": spawned_by_turn,
+        }
+        with transaction.atomic():
+            for _ in range(OPEN_TRIES):
+                if found := self._opened(**fields):
+                    return found, False
+                if session := self._insert(**fields):
+                    break
+            else:
+                raise NotPossible("This session is opened and finished over and over. Try again.")
             session.record(
                 events.SessionCreated(
                     agent=agent.name,
@@ -119,11 +133,39 @@ class SessionQuerySet(models.QuerySet["Session"]):
                 )
             )
             return session, True
-        raise NotPossible("This session is opened and finished over and over. Try again.")
 
-    def _unfinished(self, agent: Agent, reuse_key: str) -> Session | None:
-        found = self.filter(agent=agent, reuse_key=reuse_key).exclude(state__in=FINISHED)
-        return found.select_for_update(no_key=True).first()
+    def _opened(
+        self,
+        *,
+        agent: Agent,
+        owner: User,
+        reuse_key: str | None,
+        idempotency_key: str | None,
+        **others: Any,
+    ) -> Session | None:
+        """Find and lock the session that an earlier call opened."""
+        locked = self.select_for_update(no_key=True)
+        if reuse_key:
+            same = locked.filter(agent=agent, reuse_key=reuse_key)
+            if found := same.exclude(state__in=FINISHED).first():
+                return found
+        if not idempotency_key:
+            return None
+        first = locked.filter(owner=owner, idempotency_key=idempotency_key).first()
+        if first is not None and (first.agent_id != agent.pk or first.forked_from_id):
+            raise NotPossible(SENT_BEFORE)
+        return first
+
+    def _insert(self, **fields: Any) -> Session | None:
+        """Add the row, or return None when the same one was added by somebody else."""
+        try:
+            with transaction.atomic():
+                return self.create(**fields)
+        except IntegrityError as error:
+            # Ours waited for the other's transaction, so that its row can be seen now.
+            if _constraint(error) not in (ONE_PER_REUSE_KEY, ONE_PER_KEY):
+                raise
+            return None
 
     def start(
         self,
@@ -141,27 +183,27 @@ class SessionQuerySet(models.QuerySet["Session"]):
         A repeat with the same idempotency key and instruction changes nothing and returns the
         session of the first call. Raises NotPossible for the same key with another instruction.
         """
-        key = idempotency_key
+        key = idempotency_key or None
         repeated = partial(self._repeated, key, reuse_key, agent, owner, instruction)
-        try:
-            with transaction.atomic():
-                if first := repeated():
-                    return first, False
-                session, new = self.open(
-                    agent=agent,
-                    owner=owner,
-                    title=title_of(instruction),
-                    reuse_key=reuse_key,
-                    idempotency_key=None if reuse_key else key,
-                    **lineage,
-                )
-                session.submit(instruction, author=owner, idempotency_key=key, when_busy=when_busy)
-                return session, new
-        except IntegrityError:
-            # The same call at the same moment, which came first.
+        with transaction.atomic():
             if first := repeated():
                 return first, False
-            raise
+            session, new = self.open(
+                agent=agent,
+                owner=owner,
+                title=title_of(instruction),
+                reuse_key=reuse_key,
+                # With a reuse key it is the turn that is sent once; its session may be older.
+                idempotency_key=None if reuse_key else key,
+                **lineage,
+            )
+            if not (new or reuse_key):
+                # The same call at the same moment came first; or the key was used otherwise.
+                if repeated():
+                    return session, False
+                raise NotPossible(SENT_BEFORE)
+            session.submit(instruction, author=owner, idempotency_key=key, when_busy=when_busy)
+            return session, new
 
     def _repeated(
         self,
@@ -171,7 +213,7 @@ class SessionQuerySet(models.QuerySet["Session"]):
         owner: User,
         instruction: str,
     ) -> Session | None:
-        """Find the session of an earlier call with this key. Raises NotPossible for another."""
+        """Find the session of an earlier call, finished or not. Raises NotPossible for another."""
         from .turn import Turn
 
         if not key:
@@ -183,11 +225,8 @@ class SessionQuerySet(models.QuerySet["Session"]):
         turn = turns.select_related("session").first()
         if turn is None:
             return None
-        if turn.session.agent_id != agent.pk or turn.instruction != instruction:
-            raise NotPossible(
-                "This form was sent before with another instruction. "
-                "Reload the page to send this one as a new session."
-            )
+        if turn.session.agent_id != agent.pk or turn.submitted != instruction:
+            raise NotPossible(SENT_BEFORE)
         return turn.session
 
 
@@ -247,13 +286,11 @@ class Session(Usage):
     class Meta:
         ordering = ["-last_activity_at"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["owner", "idempotency_key"], name="one_session_per_key"
-            ),
+            models.UniqueConstraint(fields=["owner", "idempotency_key"], name=ONE_PER_KEY),
             models.UniqueConstraint(
                 fields=["agent", "reuse_key"],
                 condition=~models.Q(state__in=FINISHED),
-                name="one_unfinished_session_per_reuse_key",
+                name=ONE_PER_REUSE_KEY,
             ),
         ]
         indexes = [
@@ -316,10 +353,10 @@ class Session(Usage):
     def _submitted(
         self, instruction: str, idempotency_key: str | None, retry_of: Turn | None
     ) -> Turn | None:
-        """Find the turn that an earlier call of this kind made."""
+        """Find the turn that an earlier call of this kind made. Raises NotPossible for another."""
         if idempotency_key:
             first = self.turns.filter(idempotency_key=idempotency_key).first()
-            if first is not None and first.instruction != instruction:
+            if first is not None and first.submitted != instruction:
                 raise NotPossible(
                     "This form was sent before with another instruction. "
                     "Reload the page to send this one too."
@@ -340,7 +377,8 @@ class Session(Usage):
             raise NotPossible("This session is archived. Unarchive it to go on.")
         waiting = list(self.turns.exclude(state__in=FINAL).order_by("position", "number"))
         if waiting and when_busy == "reject":
-            raise NotPossible(f"{waiting[0]} of this session is not done yet. Try again later.")
+            busy = next((other for other in waiting if other.state in OPEN), waiting[0])
+            raise NotPossible(f"{busy} of this session is not done yet. Try again later.")
         first = when_busy == "interrupt"
         turn = self.turns.create(
             number=self.last_turn + 1,
@@ -362,7 +400,7 @@ class Session(Usage):
         )
         if first:
             for other in waiting:
-                if other.state != TurnState.QUEUED:
+                if other.state in OPEN:
                     other.session = self
                     other.stop(by=name, reason=f"{turn} interrupted it")
         self.settle(by=name)
@@ -379,7 +417,8 @@ class Session(Usage):
         elif open_states:
             state = SessionState.ACTIVE
         else:
-            last = self.turns.order_by("-number").first()
+            # Not by number: one that interrupted was worked before others with a lower one.
+            last = self.turns.order_by("-finished_at", "-number").first()
             if last is None:
                 return
             failed = last.state == TurnState.FAILED
@@ -391,25 +430,32 @@ class Session(Usage):
     def _move(self, state: str, *, by: str, reason: str = "") -> None:
         if self.state == state:
             return
-        reason = self._enter(state) or reason
-        self.record(STATE_EVENTS[state](by=by, reason=reason))
+        given_up = self._enter(state)
+        told = "; ".join(part for part in (reason, given_up) if part)
+        self.record(STATE_EVENTS[state](by=by, reason=told))
 
     def _enter(self, state: str, **changes: Any) -> str:
         """Write a state, and what belongs to it. Say what had to be given up for it."""
-        row, given_up = Session.objects.filter(pk=self.pk), ""
+        comes_back = self.state in FINISHED and state not in FINISHED
+        if not (comes_back and self.reuse_key):
+            self._write_state(state, **changes)
+            return ""
         try:
-            with transaction.atomic(savepoint=self._comes_back(state)):
-                row.update(state=state, **changes)
-        except IntegrityError:
-            row.update(state=state, reuse_key=None, **changes)
-            given_up = f"a newer session goes on under its reuse key “{self.reuse_key}”"
-            self.reuse_key = None
-        self.state = state
-        return given_up
+            # Its reuse key counts again, and another session may have taken it meanwhile.
+            with transaction.atomic():
+                self._write_state(state, **changes)
+            return ""
+        except IntegrityError as error:
+            if _constraint(error) != ONE_PER_REUSE_KEY:
+                raise
+        key, self.reuse_key = self.reuse_key, None
+        self._write_state(state, reuse_key=None, **changes)
+        return f"a newer session goes on under its reuse key “{key}”"
 
-    def _comes_back(self, state: str) -> bool:
-        """Whether its reuse key counts again, which another session may have taken meanwhile."""
-        return bool(self.reuse_key) and self.state in FINISHED and state not in FINISHED
+    def _write_state(self, state: str, **changes: Any) -> None:
+        won = Session.objects.filter(pk=self.pk, state=self.state).update(state=state, **changes)
+        assert won == 1, "the session's row was not locked when it was read"
+        self.state = state
 
     # -- closing and keeping ---------------------------------------------------------------
 
@@ -438,7 +484,8 @@ class Session(Usage):
             session = Session.objects.lock(self.pk)
             if session.state == SessionState.ARCHIVED:
                 raise NotPossible("This session is archived already.")
-            if session.turns.exclude(state__in=FINAL).exists():
+            at_rest = session.state in SESSION["archive"].leaves
+            if not at_rest or session.turns.exclude(state__in=FINAL).exists():
                 raise NotPossible("A turn is still open. Stop it, then archive the session.")
             session._enter(SessionState.ARCHIVED, archived_from=session.state)
             session.record(events.SessionArchived(by=by.get_username()))

@@ -26,6 +26,10 @@ class Transition:
     leaves: tuple[str, ...]
     enters: tuple[str, ...]
 
+    @property
+    def arrows(self) -> set[tuple[str, str]]:
+        return {(before, after) for before in self.leaves for after in self.enters}
+
 
 # -- turns -------------------------------------------------------------------------------------
 
@@ -63,6 +67,9 @@ TURN = {
     "cancel": Transition((TurnState.QUEUED, *OPEN), (TurnState.CANCELLED,)),
 }
 
+# What can be submitted again, as a new turn.
+RETRYABLE = (TurnState.FAILED, TurnState.CANCELLED)
+
 ENDED: dict[str, str] = {
     TurnState.COMPLETED: "has ended",
     TurnState.FAILED: "failed",
@@ -92,26 +99,28 @@ class SessionState(models.TextChoices):
 CLOSED = (SessionState.COMPLETED, SessionState.CANCELLED)
 # What a reuse key does not lead to any more. A failed session needs review: somebody goes on.
 FINISHED = (*CLOSED, SessionState.ARCHIVED)
-_LIVE = (
-    SessionState.ACTIVE,
-    SessionState.WAITING_FOR_INPUT,
-    SessionState.WAITING_FOR_PERMISSION,
-    SessionState.FAILED,
-)
+_WAITING = (SessionState.WAITING_FOR_INPUT, SessionState.WAITING_FOR_PERMISSION)
+_LIVE = (SessionState.ACTIVE, *_WAITING, SessionState.FAILED)
+_RESTS = (SessionState.CREATED, SessionState.WAITING_FOR_INPUT, SessionState.FAILED, *CLOSED)
 
 SESSION = {
     "open": Transition((NOWHERE,), (SessionState.CREATED,)),
+    # One that waits for a person goes on waiting, unless the new turn interrupts.
     "submit": Transition((SessionState.CREATED, *_LIVE, *CLOSED), (SessionState.ACTIVE,)),
-    "settle": Transition(_LIVE, _LIVE),
+    # What follows from its turns, by the verb of the turn. `settle` does all four.
+    "park": Transition((SessionState.ACTIVE,), _WAITING),
+    "resume": Transition(_WAITING, (SessionState.ACTIVE,)),
+    "finish": Transition(
+        (SessionState.ACTIVE,), (SessionState.WAITING_FOR_INPUT, SessionState.FAILED)
+    ),
+    "cancel": Transition(
+        (SessionState.ACTIVE, *_WAITING), (SessionState.ACTIVE, SessionState.WAITING_FOR_INPUT)
+    ),
     "close": Transition((SessionState.CREATED, *_LIVE), CLOSED),
-    "archive": Transition(
-        (SessionState.CREATED, SessionState.WAITING_FOR_INPUT, SessionState.FAILED, *CLOSED),
-        (SessionState.ARCHIVED,),
-    ),
-    "unarchive": Transition(
-        (SessionState.ARCHIVED,),
-        (SessionState.CREATED, SessionState.WAITING_FOR_INPUT, SessionState.FAILED, *CLOSED),
-    ),
+    # Only without an open turn.
+    "archive": Transition(_RESTS, (SessionState.ARCHIVED,)),
+    # Back to the state it had.
+    "unarchive": Transition((SessionState.ARCHIVED,), _RESTS),
 }
 
 STATE_EVENTS: dict[str, type[events._SessionState]] = {

@@ -18,8 +18,8 @@ from django.utils import timezone
 from .. import events, ids, live
 from ..events import Payload
 from .event import Fenced
-from .session import Session
-from .states import ENDED, FINAL, OPEN, TURN, NotPossible, TurnState
+from .session import ClockTimestamp, Session, title_of
+from .states import ENDED, FINAL, OPEN, RETRYABLE, TURN, NotPossible, TurnState
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class TurnQuerySet(models.QuerySet["Turn"]):
                 before = of_session.queued().first()
             if before is None:
                 return None
-            won = self.filter(pk=before.pk, state=before.state, attempt=before.attempt).update(
+            # Asked again: a lease can be renewed without the session's lock.
+            free = of_session.queued() if before.state == TurnState.QUEUED else of_session.unheld()
+            won = free.filter(pk=before.pk, attempt=before.attempt).update(
                 state=TurnState.RUNNING,
                 attempt=before.attempt + 1,
                 holder=holder,
@@ -102,6 +104,7 @@ class TurnQuerySet(models.QuerySet["Turn"]):
                     extra={"session": session_id, "turn": turn.pk},
                 )
             Session.objects.filter(pk=session.pk).update(fence=turn.fence)
+            session.fence, session.agent, turn.session = turn.fence, turn.session.agent, session
             session.record(
                 events.TurnStarted(attempt=turn.attempt, reason=before.reason_to_start()),
                 turn=turn,
@@ -182,9 +185,13 @@ class Turn(Usage):
 
     @property
     def title(self) -> str:
-        from .session import title_of
-
         return title_of(self.instruction)
+
+    @property
+    def submitted(self) -> str:
+        """The instruction as it was first sent. It may have been edited since."""
+        sent = self.events.filter(type="message.created", data__role="user").order_by("seq").first()
+        return sent.data["text"] if sent else self.instruction
 
     @property
     def duration_ms(self) -> int:
@@ -258,10 +265,9 @@ class Turn(Usage):
 
     def finish(self, *closing: Payload, state: str, code: str = "", message: str = "") -> None:
         """End the turn as its holder. Raises Fenced when it is not ours."""
-        now = timezone.now()
         won = self._held("finish").update(
             state=state,
-            finished_at=now,
+            finished_at=ClockTimestamp(),
             holder="",
             lease_until=None,
             error_code=code,
@@ -269,11 +275,11 @@ class Turn(Usage):
         )
         if won != 1:
             raise Fenced(f"Turn {self.pk} is not held any more.")
-        self.state, self.finished_at = state, now
+        self.refresh_from_db(fields=["state", "finished_at"])
         self._close(self.session, closing, by="", reason=f"the turn {ENDED[state]}")
 
     def stop(self, *, by: str, reason: str) -> None:
-        """End the turn if nobody works on it, else ask its holder to."""
+        """End the turn if it is queued or waits for a person, else ask its holder to."""
         if self.state != TurnState.RUNNING:
             self.end_as_cancelled(by=by, reason=reason)
             return
@@ -289,19 +295,18 @@ class Turn(Usage):
 
         `settle=False` when the caller sets the session's state itself.
         """
-        now = timezone.now()
         won = self._leaving("cancel").update(
             state=TurnState.CANCELLED,
-            finished_at=now,
+            finished_at=ClockTimestamp(),
             holder="",
             lease_until=None,
             waiting_for="",
-            cancel_requested_at=now,
+            cancel_requested_at=ClockTimestamp(),
             cancel_requested_by=by,
             cancel_reason=reason,
         )
         if won == 1:
-            self.state, self.finished_at = TurnState.CANCELLED, now
+            self.refresh_from_db(fields=["state", "finished_at"])
             closing = events.TurnCancelled(by=by, reason=reason)
             self._close(self.session, (closing,), by=by, reason=reason, settle=settle)
             live.cancel_requested()
@@ -340,28 +345,34 @@ class Turn(Usage):
         """Change what a queued turn will do. Raises NotPossible once it has been started."""
         with transaction.atomic():
             self.session = Session.objects.lock(self.session_id)
-            if self._leaving("edit").update(instruction=instruction) != 1:
-                self.refresh_from_db(fields=["state"])
+            self.refresh_from_db(fields=["state", "instruction"])
+            if self.state not in TURN["edit"].leaves:
                 raise NotPossible(
                     f"{self} is {self.get_state_display()} already; only a queued turn can be "
                     "edited. Send the change as a new turn."
                 )
+            if self.instruction == instruction:
+                return
+            self._leaving("edit").update(instruction=instruction)
+            self.instruction = instruction
             self.session.record(
                 events.TurnEdited(text=instruction, by=by.get_username()), turn=self
             )
-        self.refresh_from_db()
 
     def retry(self, *, by: User) -> Turn:
         """Submit a failed or cancelled turn's instruction again, as a new turn.
 
         A second retry while the first has not ended returns that one. Raises NotPossible.
         """
-        if self.state not in (TurnState.FAILED, TurnState.CANCELLED):
-            raise NotPossible("Only a turn that failed or was cancelled can be retried.")
-        return self.session.submit(self.instruction, author=by, retry_of=self)[0]
+        with transaction.atomic():
+            session = Session.objects.lock(self.session_id)
+            self.refresh_from_db(fields=["state", "instruction"])
+            if self.state not in RETRYABLE:
+                raise NotPossible("Only a turn that failed or was cancelled can be retried.")
+            return session.submit(self.instruction, author=by, retry_of=self)[0]
 
     def cancel(self, *, by: User, reason: str = "") -> None:
-        """Ask for the turn to end. One that nobody holds ends at once.
+        """Ask for the turn to end. One that is queued or waits for a person ends at once.
 
         Raises NotPossible when it has ended already.
         """

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from itertools import chain
 
 import pytest
 from django.db import transaction
+from django.db.models.functions import Now
 
 from sessions_app.events import MessageCreated, TurnCompleted
 from sessions_app.models import Agent, Event, Fenced, Session, Turn
 
-from ..crowd import errors_in, together, until_locked, until_somebody_waits
+from ..crowd import PATIENCE, errors_in, together, until_locked, until_somebody_waits
 from ..scenes import (
     LEASE,
     claimed,
@@ -86,6 +88,30 @@ def test_of_workers_that_rescue_at_once_exactly_one_takes_the_turn_over(agent, a
         assert (won.pk, won.attempt) == (lost.pk, 2)
         started = session.events.filter(type="turn.started").order_by("seq")
         assert [event.data["reason"] for event in started] == ["started", "rescued"]
+
+
+def test_a_lease_that_is_renewed_while_somebody_takes_the_turn_over_is_kept(agent, alice):
+    """Heartbeats renew without the session's lock: the claim looks at the lease once more."""
+    session = open_session(agent, alice)
+    slow = claimed(session, "slow-worker")
+    let_the_lease_run_out(slow)
+    renewed = threading.Event()
+
+    def renew() -> None:
+        with transaction.atomic():
+            Turn.objects.filter(pk=slow.pk).update(lease_until=Now() + LEASE)
+            renewed.set()
+            until_somebody_waits()
+
+    def take_over() -> Turn | None:
+        renewed.wait(PATIENCE)
+        return claim(session, 1)
+
+    assert together(renew, take_over) == [None, None]
+    turn = session.turns.get()
+    assert (turn.holder, turn.attempt) == ("slow-worker", 1)
+    session.refresh_from_db()
+    assert session.fence == slow.fence
 
 
 def test_of_workers_woken_by_a_decision_exactly_one_goes_on(agent: Agent, alice):

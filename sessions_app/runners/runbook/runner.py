@@ -170,11 +170,11 @@ async def _work(
         call_id,
         action,
         title=f"{step.title} (again)" if again else step.title,
-        why=_interrupted(step) if again else step.why or reason,
+        why=_interrupted(step.why or reason) if again else step.why or reason,
         ask=step.gate or (again and not step.retry),
     )
     if isinstance(answer, Refusal):
-        yield MessageCreated(role="system", text=_refused(step, answer), ref=call_id)
+        yield MessageCreated(role="system", text=_refused(step, answer, again), ref=call_id)
         return
     arguments: dict[str, JsonValue] = {
         "source": action.source,
@@ -241,7 +241,8 @@ def _failure(step: Step, latest: Payload | None, timeout: float) -> TurnFailure 
     if isinstance(latest, MessageCreated) and latest.ref != step.ref:
         # It stays interrupted: a person did not let it be run again.
         if step.on_failure == "stop":
-            return TurnFailure("step_failed", f"{_stopped(step)} {latest.text}")
+            reason = latest.text.removeprefix(_not_run(step, again=True))
+            return TurnFailure("step_failed", f"{_stopped(step)}, and not run again: {reason}")
         return None
     if isinstance(latest, MessageCreated) and step.on_reject == "stop":
         reason = latest.text.removeprefix(_not_run(step))
@@ -250,7 +251,7 @@ def _failure(step: Step, latest: Payload | None, timeout: float) -> TurnFailure 
         return None
     if latest.status == "refused":
         return TurnFailure("refused", latest.error or f"Step {_label(step)} was refused.")
-    if latest.status in ("failed", "timed_out") and step.on_failure == "stop":
+    if latest.status in ("failed", "timed_out", "interrupted") and step.on_failure == "stop":
         return TurnFailure("step_failed", _failed(step, latest, timeout))
     return None
 
@@ -262,12 +263,12 @@ def _label(step: Step) -> str:
     return f"`{clip(step.title, 60).replace('`', chr(39))}`"
 
 
-def _not_run(step: Step) -> str:
-    return f"Step {_label(step)} was not run: "
+def _not_run(step: Step, *, again: bool = False) -> str:
+    return f"Step {_label(step)} was not run{' again' if again else ''}: "
 
 
-def _refused(step: Step, refusal: Refusal) -> str:
-    text = f"{_not_run(step)}rejected by {refusal.by}"
+def _refused(step: Step, refusal: Refusal, again: bool) -> str:
+    text = f"{_not_run(step, again=again)}rejected by {refusal.by}"
     if reason := refusal.reason.strip():
         text += f": {reason}"
     return text if text.endswith((".", "!", "?")) else text + "."
@@ -277,18 +278,20 @@ def _failed(step: Step, call: ToolCallCompleted, timeout: float) -> str:
     label = _label(step)
     if call.status == "timed_out":
         return f"Step {label} reached its time limit of {step.timeout or timeout:g} seconds."
+    if call.status == "interrupted":
+        return f"{_stopped(step)}."
     if call.exit_code is not None:
         return f"Step {label} failed with exit code {call.exit_code}."
     return f"Step {label} failed: {call.error}" if call.error else f"Step {label} failed."
 
 
 def _stopped(step: Step) -> str:
-    return f"Step {_label(step)} was running when the server stopped."
+    return f"Step {_label(step)} was running when the server stopped"
 
 
-def _interrupted(step: Step) -> str:
-    why = "The server stopped while this step ran, and nobody knows how far it had come."
-    return f"{why} {step.why}".rstrip()
+def _interrupted(why: str) -> str:
+    known = "The server stopped while this step ran, and nobody knows how far it had come."
+    return f"{known} {why}".rstrip()
 
 
 def _reason(prose: str) -> str:
