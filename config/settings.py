@@ -129,13 +129,14 @@ SIGNALBOX = {
     "POLL_SECONDS": env.float("SIGNALBOX_POLL_SECONDS", default=2.0),
     # How long a page may draw nothing of too much that it was sent, before it has to come back.
     "STALLED_SECONDS": env.float("SIGNALBOX_STALLED_SECONDS", default=30.0),
+    # How long a worker waits for the notification of a job before it looks for itself.
+    "JOB_POLL_SECONDS": env.float("SIGNALBOX_JOB_POLL_SECONDS", default=2.0),
     "CONFINE": env.bool("SIGNALBOX_CONFINE", default=True),
     # Who has it may read /metrics; without one, staff alone may.
     "METRICS_TOKEN": env.str("SIGNALBOX_METRICS_TOKEN", default=""),
 }
 
-# A wake-up whose notification was lost is found by looking.
-PROCRASTINATE_WORKER_DEFAULTS = {"fetch_job_polling_interval": SIGNALBOX["POLL_SECONDS"]}
+PROCRASTINATE_WORKER_DEFAULTS = {"fetch_job_polling_interval": SIGNALBOX["JOB_POLL_SECONDS"]}
 
 # -- people ----------------------------------------------------------------------------------
 

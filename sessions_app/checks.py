@@ -68,7 +68,7 @@ def hints_reach_other_processes(app_configs: Any, **kwargs: Any) -> list[CheckMe
 def lost_workers_are_noticed_soon(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """The worst case: the lease was just renewed, rescue just looked, and no wake-up is heard."""
     options = settings.SIGNALBOX
-    parts = [options[name] for name in ("LEASE_SECONDS", "HEARTBEAT_SECONDS", "POLL_SECONDS")]
+    parts = [options[name] for name in ("LEASE_SECONDS", "HEARTBEAT_SECONDS", "JOB_POLL_SECONDS")]
     if sum(parts) <= MOST_SECONDS:
         return []
     return [
@@ -76,7 +76,7 @@ def lost_workers_are_noticed_soon(app_configs: Any, **kwargs: Any) -> list[Check
             f"A turn whose worker died may wait {sum(parts):g} s for another one; "
             f"at most {MOST_SECONDS} s are promised.",
             hint="Lower SIGNALBOX_LEASE_SECONDS, SIGNALBOX_HEARTBEAT_SECONDS or "
-            "SIGNALBOX_POLL_SECONDS: their sum is how long it may take.",
+            "SIGNALBOX_JOB_POLL_SECONDS: their sum is how long it may take.",
             id="signalbox.W002",
         )
     ]

@@ -16,6 +16,7 @@ _data = Path(tempfile.gettempdir()) / f"signalbox-tests-{_here}-{os.getuid()}"
 os.environ["SIGNALBOX_DATA"] = os.environ.get("SIGNALBOX_TEST_DATA", str(_data))
 os.environ["SIGNALBOX_POSTGRES_FAST"] = "1"
 os.environ.setdefault("SIGNALBOX_POLL_SECONDS", "0.2")
+os.environ.setdefault("SIGNALBOX_JOB_POLL_SECONDS", "0.2")
 for ours in ("HOST", "PORT", "REDIS_URL", "SECRET_KEY", "ALLOWED_HOSTS"):
     os.environ.pop(ours, None)
 

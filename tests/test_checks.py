@@ -34,7 +34,7 @@ def test_a_setting_that_would_stop_all_work_is_an_error(settings, wrong, id):
     [
         ({"LEASE_SECONDS": 11.0}, "16 s"),
         ({"HEARTBEAT_SECONDS": 4.5}, "15.5 s"),
-        ({"POLL_SECONDS": 60.0}, "72 s"),
+        ({"JOB_POLL_SECONDS": 60.0}, "72 s"),
     ],
 )
 def test_a_dead_worker_that_would_be_noticed_late_is_a_warning(settings, settled, seconds):
@@ -48,11 +48,11 @@ def test_a_dead_worker_that_would_be_noticed_late_is_a_warning(settings, settled
         assert f"SIGNALBOX_{name}" in warning.hint
 
 
-DEFAULTS = {"LEASE_SECONDS": 9.0, "HEARTBEAT_SECONDS": 3.0, "POLL_SECONDS": 2.0}
+DEFAULTS = {"LEASE_SECONDS": 9.0, "HEARTBEAT_SECONDS": 3.0, "JOB_POLL_SECONDS": 2.0}
 
 
 def test_workers_look_for_jobs_as_often_as_the_bound_says(settings):
     from procrastinate.contrib.django import app
 
     waits = app.worker_defaults["fetch_job_polling_interval"]
-    assert waits == settings.SIGNALBOX["POLL_SECONDS"]
+    assert waits == settings.SIGNALBOX["JOB_POLL_SECONDS"]

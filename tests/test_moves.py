@@ -101,7 +101,7 @@ def edit(user: User, turn: Turn, text: str, headers: dict[str, str]) -> HttpResp
 @both_ways
 def test_a_queued_turn_is_edited_by_its_author(session, alice, headers):
     turn = session.turns.get()
-    was_done(edit(alice, turn, "Two\r\nwords.", headers), headers)
+    assert edit(alice, turn, "Two\r\nwords.", headers).status_code == (200 if headers else 302)
     assert last_event(session, "turn.edited") == {"text": "Two\nwords.", "by": "alice"}
     assert claimed(session).instruction == "Two\nwords."
 
@@ -143,7 +143,8 @@ def test_an_edit_with_a_mistake_is_refused_with_its_line(session, alice, headers
 @both_ways
 def test_an_edit_that_changes_nothing_tells_nothing(session, alice, headers):
     before = everything()
-    was_done(edit(alice, session.turns.get(), "Just a word.", headers), headers)
+    answer = edit(alice, session.turns.get(), "Just a word.", headers)
+    assert answer.status_code == (200 if headers else 302)
     assert everything() == before
 
 

@@ -91,7 +91,7 @@ def test_a_turn_killed_in_the_middle_of_a_step_is_never_stuck(place):
 
 def test_a_turn_whose_worker_was_killed_is_taken_over_in_the_time_that_is_promised(place):
     """Two servers with an in-memory layer each: no hint gets from one to the other."""
-    timers = {"LEASE": 3.0, "HEARTBEAT": 1.0, "POLL": 0.5}
+    timers = {"LEASE": 3.0, "HEARTBEAT": 1.0, "JOB_POLL": 0.5}
     settled = {f"SIGNALBOX_{name}_SECONDS": str(value) for name, value in timers.items()}
     other = Installation(place.data, place.database)
     try:
