@@ -13,6 +13,7 @@ from procrastinate.contrib.django import app
 from sessions_app import live
 from sessions_app.engine import worker
 from sessions_app.health import WORKER_BEATS
+from sessions_app.jobs import PatientConnector
 from sessions_app.threads import close_pool
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,7 @@ class Process:
 
     async def _work(self) -> None:
         """Take wake-ups from the job table until cancelled."""
-        connector = app.connector.get_worker_connector()  # type: ignore[attr-defined]
-        jobs = app.with_connector(connector)
+        jobs = app.with_connector(PatientConnector())
         async with jobs.open_async():
             worker().jobs = jobs.job_manager
             self.working()
