@@ -116,11 +116,13 @@ class Process:
 
         A loop torn down under running tasks ended the process in a segmentation fault.
         """
-        for _ in range(LAST_WORDS):
+        for attempt in range(LAST_WORDS):
             if not (left := asyncio.all_tasks(self.loop)):
                 break
             for task in left:
-                task.cancel()
+                # One that is being cancelled may finish what it cleans up.
+                if attempt or not task.cancelling():
+                    task.cancel()
             self.loop.run_until_complete(asyncio.wait(left, timeout=1))
         else:
             logger.error("Tasks that do not let themselves be cancelled: %s", left)
