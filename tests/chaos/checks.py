@@ -195,7 +195,7 @@ def check_readers(
     opened = Readers()
     try:
         opened.start(list(fresh.values()))
-        opened.finish(60)
+        opened.finish(20)
     finally:
         opened.close()
     for reader in readers:

@@ -20,7 +20,8 @@ from .stage import Stage
 READERS = 20
 RATE = 400.0
 LENGTH = 120
-CATCH_UP_SECONDS = 180.0
+CATCH_UP_SECONDS = 20.0
+WRITTEN_SECONDS = 600.0
 TEXT = re.compile(r"<p>(number \d+ at [^<]*)</p>")
 STORED = """
 SELECT seq, data->>'text' FROM sessions_app_event
@@ -108,18 +109,22 @@ def drops(stage: Stage, findings: Findings, seed: int, *, rounds: int, events: i
         writing.begin()
         began = time.monotonic()
         _drop_while(writing, dropper, rounds, events / RATE / rounds, random)
-        if writing.process.wait(CATCH_UP_SECONDS) != 0:
+        if writing.process.wait(WRITTEN_SECONDS) != 0:
             findings.fault(OTHER, "the writers failed")
         wrote = time.monotonic() - began
         [last] = stage.rows("SELECT last_seq FROM sessions_app_session")[0]
         for reader in readers.readers:
             reader.target = last
         readers.finish(CATCH_UP_SECONDS)
+        read = time.monotonic() - began
     finally:
         writing.end()
         readers.close()
     _check(stage, writing, readers, events, findings)
-    findings.fact(f"{READERS} readers of one session with {events} messages in {wrote:.0f} s")
+    findings.fact(
+        f"{READERS} readers of one session with {events} messages, written in "
+        f"{wrote:.0f} s and read by all in {read:.0f} s"
+    )
     cuts = sum(reader.cuts for reader in readers.readers)
     findings.fact(f"{dropper.dropped} sockets cut off, {cuts} of them inside a frame")
     findings.fact(f"{sum(r.connections for r in readers.readers)} connections")

@@ -15,7 +15,7 @@ from .report import Findings
 from .stage import Stage
 
 DRAIN_SECONDS = 90.0
-CATCH_UP_SECONDS = 30.0
+CATCH_UP_SECONDS = 20.0
 
 
 class Load:
@@ -92,10 +92,8 @@ class Load:
         events = self.stage.one("SELECT count(*) FROM sessions_app_event")
         self.findings.fact(f"{events} events")
         self.findings.fact(f"{repeats} requests repeated")
-        self.findings.fact(
-            f"{sum(codes.values())} sockets closed by the other side "
-            f"({told(Counter({str(code): n for code, n in codes.items()}))})"
-        )
+        closed = told(Counter({f"with {code}": count for code, count in codes.items()})) or "none"
+        self.findings.fact(f"sockets closed by the other side: {closed}")
         self.findings.fact(
             f"{self.decider.approved} steps approved, {self.decider.rejected} not run again"
         )

@@ -199,12 +199,13 @@ class Readers:
         self._tasks.append(task)
 
     def finish(self, seconds: float) -> None:
-        """Wait until all have read up to their targets, but no longer than so many seconds."""
+        """Wait until all have read up to their targets, or none has come on for so many seconds."""
 
         async def finished() -> None:
-            if not self._tasks:
-                return
-            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            late, before = set(self._tasks), -1
+            while late and (now := sum(reader.assembled.last for reader in self.readers)) > before:
+                before = now
+                _, late = await asyncio.wait(late, timeout=seconds)
             for task in late:
                 task.cancel()
             for ended in await asyncio.gather(*self._tasks, return_exceptions=True):

@@ -28,7 +28,7 @@ RATE = 400.0
 LENGTH = 2000
 MOST_BYTES = 1024 * 1024
 MOST_TIMES = 2.0
-CATCH_UP_SECONDS = 60.0
+CATCH_UP_SECONDS = 20.0
 MADE = re.compile(r"number \d+ at (\d+\.\d+)")
 
 
