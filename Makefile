@@ -1,6 +1,6 @@
 # One word per task. Every word sets up what it needs, also on a bare clone.
 .DEFAULT_GOAL := help
-.PHONY: help run test browser lint format lock clean
+.PHONY: help run test browser chaos lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,6 +17,9 @@ test: $(STAMP)-dev ## Run the whole test suite
 
 browser: $(STAMP)-dev ## Run the browser tests alone
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
+
+chaos: $(STAMP)-dev ## Break things on purpose for half an hour; with QUICK=1 for two minutes
+	@$(BIN)/python -m tests.chaos $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(STAMP)-dev ## Check style, types, templates and migrations
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,11 +23,15 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 
 from sessions_app import live
+from sessions_app.readers import COME_BACK
 from sessions_app.routing import websocket_urlpatterns
+from sessions_app.threads import AWAY, why
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
 
 websocket = AuthMiddlewareStack(URLRouter(websocket_urlpatterns))
 denier = WebsocketDenier.as_asgi()
@@ -50,6 +55,10 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "websocket":
         await http(scope, receive, send)  # type: ignore[arg-type]
     elif from_our_pages(scope):
-        await websocket(scope, receive, send)
+        try:
+            await websocket(scope, receive, send)
+        except AWAY as error:
+            logger.warning("A page has to come back for its socket: %s", why(error))
+            await send({"type": "websocket.close", "code": COME_BACK})
     else:
         await denier(scope, receive, send)

@@ -13,6 +13,7 @@ from procrastinate.contrib.django import app
 from sessions_app import live
 from sessions_app.engine import worker
 from sessions_app.health import WORKER_BEATS
+from sessions_app.jobs import PatientConnector
 from sessions_app.threads import close_pool
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,7 @@ class Process:
 
     async def _work(self) -> None:
         """Take wake-ups from the job table until cancelled."""
-        connector = app.connector.get_worker_connector()  # type: ignore[attr-defined]
-        jobs = app.with_connector(connector)
+        jobs = app.with_connector(PatientConnector())
         async with jobs.open_async():
             worker().jobs = jobs.job_manager
             self.working()
@@ -116,11 +116,13 @@ class Process:
 
         A loop torn down under running tasks ended the process in a segmentation fault.
         """
-        for _ in range(LAST_WORDS):
+        for attempt in range(LAST_WORDS):
             if not (left := asyncio.all_tasks(self.loop)):
                 break
             for task in left:
-                task.cancel()
+                # One that is being cancelled may finish what it cleans up.
+                if attempt or not task.cancelling():
+                    task.cancel()
             self.loop.run_until_complete(asyncio.wait(left, timeout=1))
         else:
             logger.error("Tasks that do not let themselves be cancelled: %s", left)

@@ -190,7 +190,10 @@ CONTENT_SECURITY_POLICY = {
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {"about": {"()": "sessions_app.logs.About"}},
+    "filters": {
+        "about": {"()": "sessions_app.logs.About"},
+        "away": {"()": "config.away.InOneLine"},
+    },
     "formatters": {
         "line": {
             "()": "sessions_app.logs.LineFormatter",
@@ -209,7 +212,7 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": "WARNING"},
     "loggers": {
         # A refused form is the person's business, not the operator's.
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "ERROR", "filters": ["away"]},
         # It warns of connections given up while stopping; others fail where they are used.
         "psycopg.pool": {"level": "ERROR"},
         "sessions_app": {"level": env.str("LOG_LEVEL", default="INFO")},

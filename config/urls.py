@@ -6,6 +6,8 @@ from django.views.generic import RedirectView
 
 from . import sign_in
 
+handler500 = "config.away.server_error"
+
 urlpatterns = [
     path("sign-in/", auth.LoginView.as_view(redirect_authenticated_user=True), name="sign_in"),
     path("sign-in/<str:user>/<str:token>/", sign_in.sign_in_by_link, name="sign_in_link"),

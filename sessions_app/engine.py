@@ -16,6 +16,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import connection, transaction
@@ -26,9 +27,11 @@ from procrastinate.manager import JobManager
 from . import live, logs, metrics
 from .models import Turn
 from .run import TurnRun
-from .threads import in_thread, pool
+from .threads import AWAY, connection_parameters, in_thread, why
 
 logger = logging.getLogger(__name__)
+
+AWAY_SECONDS = 0.5
 
 RENEW = """
 UPDATE sessions_app_turn
@@ -66,7 +69,7 @@ class Worker:
         self._advancing = 0
         self._look = asyncio.Event()
         options = settings.SIGNALBOX
-        self._lease = timedelta(seconds=options["LEASE_SECONDS"])
+        self.lease = timedelta(seconds=options["LEASE_SECONDS"])
         self._beat = options["HEARTBEAT_SECONDS"]
 
     # -- turns -----------------------------------------------------------------------------
@@ -92,12 +95,15 @@ class Worker:
                         return
                 # The wake-up that brought us here was for all of it: what is left needs another.
                 await in_thread(_pass_on, session_id)
+        except AWAY as error:
+            # Whatever was to be done is found by `rescue`, here or elsewhere.
+            logger.warning("Session %s waits for the database: %s", session_id, why(error))
         finally:
             self._advancing -= 1
 
     async def step(self, session_id: str) -> bool:
         """Claim one turn and run it until it ends, parks or is lost; say whether there was one."""
-        turn = await in_thread(Turn.objects.claim, session_id, self.holder, lease=self._lease)
+        turn = await in_thread(Turn.objects.claim, session_id, self.holder, lease=self.lease)
         if turn is None:
             return False
         metrics.claimed(turn)
@@ -124,9 +130,12 @@ class Worker:
         if not held:
             return
         asked = time.monotonic()
-        async with (await pool()).connection() as conn:
+        # Not from the pool, which after a restart of the database waits longer and longer before
+        # it tries again: leases would run out meanwhile.
+        opening = psycopg.AsyncConnection.connect(**connection_parameters(), autocommit=True)
+        async with await opening as conn:
             cursor = await conn.execute(
-                RENEW, {"lease": self._lease, "turns": list(held), "holder": self.holder}
+                RENEW, {"lease": self.lease, "turns": list(held), "holder": self.holder}
             )
             rows = await cursor.fetchall()
         ours = {(turn, attempt): cancel for turn, attempt, cancel in rows}
@@ -141,7 +150,7 @@ class Worker:
 
     async def let_go(self) -> None:
         """Stop runs whose lease could not be renewed in time: others may have taken them up."""
-        expired = time.monotonic() - self._lease.total_seconds()
+        expired = time.monotonic() - self.lease.total_seconds()
         for run in list(self._runs.values()):
             if run.renewed < expired and not run.finishing:
                 with logs.about(run.turn.session_id, run.turn.pk):
@@ -172,9 +181,17 @@ class Worker:
             group.create_task(self._repeat(self.forget_dead_jobs, 60))
 
     async def _repeat(self, step: Any, seconds: float, *, hinted: bool = False) -> None:
+        told = False
         while True:
             try:
                 await step()
+                told = False
+            except AWAY as error:
+                if not told:
+                    logger.warning("%s waits for the database: %s", step.__name__, why(error))
+                told = True
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
             except Exception:
                 logger.exception("%s failed; trying again in %s s.", step.__name__, seconds)
             if hinted:

@@ -19,11 +19,12 @@ from django.template.loader import render_to_string
 from . import live, metrics, rail, timeline
 from .models import Event, Session
 from .readers import NOT_YOURS, Reader, supervise
-from .threads import in_thread, pool
+from .threads import AWAY, in_thread, pool, why
 
 logger = logging.getLogger(__name__)
 
 BREATH = 0.01
+AWAY_SECONDS = 0.5
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
 
 
@@ -77,7 +78,7 @@ class Feed:
                 if listening.done():
                     listening.result()
                 self.wake.clear()
-                full = await self._serve()
+                full = await self._serve_again()
                 # At most one frame per breath under load, and no waiting when idle.
                 await asyncio.sleep(BREATH if not full else 0)
                 if not full and self.readers:
@@ -97,10 +98,22 @@ class Feed:
                 metrics.hinted(self)
                 self.wake.set()
 
+    async def _serve_again(self) -> bool:
+        """Serve; without a database keep the readers, and say that there is more to serve."""
+        try:
+            return await self._serve()
+        except AWAY as error:
+            logger.debug("%s is served when the database is back: %s", self.session_id, why(error))
+            await asyncio.sleep(AWAY_SECONDS)
+            return True
+
     async def _send_draft(self, item: str, text: str) -> None:
         # A draft brings no event with it; whether people may still see it is asked now and then.
         if time.monotonic() > self._asked + settings.SIGNALBOX["POLL_SECONDS"]:
-            await self._refuse_strangers(list(self.readers))
+            try:
+                await self._refuse_strangers(list(self.readers))
+            except AWAY:
+                return
         # Who has no room misses a draft, as one may: a newer one or the fact comes after it.
         if open := [reader for reader in self.readers if reader.has_room]:
             fragment = render_to_string("sessions/draft.html", {"item": item, "text": text})
@@ -208,7 +221,7 @@ async def _poll() -> None:
                 cursor = await conn.execute(LAST_SEQS, {"sessions": list(_feeds)})
                 rows = await cursor.fetchall()
         except Exception as error:
-            logger.warning("Looking for news failed, trying again: %s", error)
+            logger.warning("Looking for news failed, trying again: %s", why(error))
             continue
         for session_id, last_seq in rows:
             feed = _feeds.get(session_id)

@@ -14,7 +14,7 @@ from django.template.loader import render_to_string
 from . import live
 from .models import Session
 from .readers import NOT_YOURS, Reader, supervise
-from .threads import in_thread, pool
+from .threads import AWAY, in_thread, pool
 
 BREATH = 0.3
 
@@ -55,7 +55,9 @@ class RailFeed:
         await layer.group_add(live.RAIL, channel)
         listening = asyncio.create_task(self._listen(layer, channel))
         try:
-            self._told = dict(await self._changes())
+            with contextlib.suppress(*AWAY):
+                # Not known, everything of late counts as changed.
+                self._told = dict(await self._changes())
             while self.readers:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.wake.wait(), settings.SIGNALBOX["POLL_SECONDS"])
@@ -64,7 +66,9 @@ class RailFeed:
                 if listening.done():
                     listening.result()
                 self.wake.clear()
-                await self._look()
+                with contextlib.suppress(*AWAY):
+                    # Without a database, the next look finds what this one did not.
+                    await self._look()
         finally:
             self._retire()
             listening.cancel()
@@ -88,11 +92,11 @@ class RailFeed:
     async def _look(self) -> None:
         changes = dict(await self._changes())
         fresh = [session for session, at in changes.items() if self._told.get(session) != at]
-        self._told = changes
         if fresh:
             users = {reader.user_id for reader in self.readers}
             concerned = await in_thread(Session.objects.viewers_among, fresh, users)
             self._owed |= {reader for reader in self.readers if reader.user_id in concerned}
+        self._told = changes
         # Who has no room now is told at a later look.
         self._owed &= self.readers
         for reader in [reader for reader in self._owed if reader.has_room]:

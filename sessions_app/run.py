@@ -8,10 +8,9 @@ import io
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
-import psycopg
 from pydantic import JsonValue
 
 from . import diffs, events, gates, live
@@ -33,10 +32,13 @@ from .models.turn import CancelPending
 from .output import MOST_BYTES, Capture
 from .runners import registry as runners
 from .runners.base import Action, Grant, Parked, Performed, Refusal, TurnFailure
-from .threads import in_file_thread, in_thread, pool
+from .threads import AWAY, in_file_thread, in_thread, pool, why
 
 if TYPE_CHECKING:
     from .engine import Worker
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ TAIL_SECONDS = 0.1
 TAIL_AGAIN = 10
 CANCEL_SECONDS = 4.0
 MOST_FILES = 500
+AGAIN_SECONDS = 0.2
 
 # What a runner may say. All else is said by the transition that makes it true.
 AUTHORED = {
@@ -80,6 +83,8 @@ class TurnRun:
         self.lost = False
         self.finishing = False
         self._handing_back = False
+        self._unsure = False
+        """Whether the database went away in an append: nobody knows if that was stored."""
         self._interrupted = False
         self._performing = False
         self._driving: asyncio.Task[None] | None = None
@@ -107,6 +112,9 @@ class TurnRun:
             raise
         except Fenced:
             logger.info("%s is not held here any more; nothing more is written.", self.turn.fence)
+        except AWAY as error:
+            # The lease has run out meanwhile.
+            logger.warning("%s waits for the database: %s", self.turn.fence, why(error))
         except Exception:
             # The lease runs out and the turn is taken up from what is recorded.
             logger.exception("%s could not be brought to an end.", self.turn.fence)
@@ -130,7 +138,7 @@ class TurnRun:
                 f"The worker that ran this turn is gone, and {runner.label} cannot go on from the "
                 "middle. Retry it to start from the beginning.",
             )
-        self.history = await in_thread(self._load_history)
+        self.history = await self._insist(self._load_history)
         stream = runner.run(self)
         async with contextlib.aclosing(stream):  # type: ignore[type-var]
             async for payload in stream:
@@ -147,6 +155,10 @@ class TurnRun:
         if error is None and driving.done():
             # Cancelled by nobody here, it let a cancellation of its own through: it is broken.
             error = asyncio.CancelledError() if driving.cancelled() else driving.exception()
+        if self._unsure or isinstance(error, AWAY):
+            logger.warning("%s is handed back: the database was away.", self.turn.fence)
+            await self._hand_back()
+            return
         if self.lost or isinstance(error, Parked):
             return
         if self.cancelled.is_set() or isinstance(error, CancelPending):
@@ -154,7 +166,7 @@ class TurnRun:
         elif isinstance(error, Fenced):
             raise error
         elif self._handing_back:
-            await in_thread(self._held.release)
+            await self._hand_back()
         elif isinstance(error, TurnFailure):
             await self._finish(TurnState.FAILED, error.code, str(error))
         elif error is not None:
@@ -165,6 +177,25 @@ class TurnRun:
             await self._finish(TurnState.FAILED, "runner_error", message)
         else:
             await self._finish(TurnState.COMPLETED)
+
+    async def _hand_back(self) -> None:
+        """Let another worker go on at once, from what is recorded."""
+        self.finishing = True
+        await self._insist(self._held.release)
+
+    async def _insist(self, doing: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what may be done twice, again while the database is away, as long as the lease runs.
+
+        After a lost connection nobody knows whether something was committed; a transition that was
+        is refused the second time as not ours any more.
+        """
+        while True:
+            try:
+                return await in_thread(doing, *args, **kwargs)
+            except AWAY:
+                if self.renewed + self.worker.lease.total_seconds() < time.monotonic():
+                    raise
+            await asyncio.sleep(AGAIN_SECONDS)
 
     def cancel(self) -> None:
         """Stop the turn: a running command is ended, all else is cut off."""
@@ -226,9 +257,10 @@ class TurnRun:
                         turn_id=self.turn.pk,
                         fence=self.turn.fence,
                     )
-            except (Fenced, psycopg.OperationalError, psycopg.InterfaceError, OSError):
+            except (Fenced, OSError, *AWAY) as error:
                 # After a lost connection nobody knows whether it was committed. Let go: whoever
                 # takes the turn up reads what is recorded and goes on from there.
+                self._unsure = not isinstance(error, Fenced)
                 self._pending = []
                 self.lose()
                 raise
@@ -262,7 +294,7 @@ class TurnRun:
         self, key: str, action: Action, *, title: str, why: str = "", ask: bool = False
     ) -> Grant | Refusal:
         await self.flush()
-        answer = await in_thread(self._held.review, gates.Question(key, action, title, why, ask))
+        answer = await self._insist(self._held.review, gates.Question(key, action, title, why, ask))
         if answer is None:
             raise Parked
         if isinstance(answer, Grant):
@@ -282,13 +314,13 @@ class TurnRun:
             provider = environments.get("local")
             start = time.monotonic()
             try:
-                used = await in_thread(self._held.environment_used)
+                used = await self._insist(self._held.environment_used)
                 environment = await provider.open(self.turn.session_id, used=used)
             except EnvironmentUnavailable as error:
                 await in_thread(self._held.environment_failed, provider.kind, str(error))
                 raise TurnFailure("environment_unavailable", str(error)) from error
             duration = int((time.monotonic() - start) * 1000)
-            await in_thread(self._held.environment_opened, provider.kind, environment, duration)
+            await self._insist(self._held.environment_opened, provider.kind, environment, duration)
             await environment.mark(f"turn-{self.number}")
             self._environment = environment
         return self._environment
@@ -316,7 +348,8 @@ class TurnRun:
             )
             showing.cancel()
             counted = True
-            await in_thread(self._held.computed, ended.duration_ms)
+            # Counted twice at worst; the result of a step is worth more than the exact time.
+            await self._insist(self._held.computed, ended.duration_ms)
             whole = capture.whole
             artifact_id = None
             if whole is not None:
@@ -387,7 +420,7 @@ class TurnRun:
 
     async def _publish(self, kind: str, name: str, content: BinaryIO, summary: str = "") -> str:
         sha256, size = await in_file_thread(store, content)
-        return await in_thread(self._held.artifact, kind, name, sha256, size, summary)
+        return await self._insist(self._held.artifact, kind, name, sha256, size, summary)
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -395,7 +428,7 @@ class TurnRun:
         if self._environment is not None:
             await self._publish_changes(self._environment)
         self.finishing = True
-        await in_thread(self._held.finish, state, code, message)
+        await self._insist(self._held.finish, state, code, message)
 
     async def _publish_changes(self, environment: Environment) -> None:
         diff = await environment.changes(f"turn-{self.number}")

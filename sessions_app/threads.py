@@ -15,8 +15,20 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
+from django import db
 from django.db import close_old_connections, connection, connections
+from procrastinate.exceptions import ConnectorException
 from psycopg_pool import AsyncConnectionPool
+
+# What a database says that is being restarted, cannot be reached, or has no connection to spare.
+AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    db.OperationalError,
+    db.InterfaceError,
+    # What Procrastinate makes of these when a job is deferred.
+    ConnectorException,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +58,13 @@ def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)
     finally:
         connections.close_all()
+
+
+def why(error: BaseException) -> str:
+    """The first line of what a database said; the rest is for whoever reads tracebacks."""
+    if isinstance(error, ConnectorException) and error.__cause__ is not None:
+        return why(error.__cause__)
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def connection_parameters() -> dict[str, Any]:

@@ -17,14 +17,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
 from django.db import connection
 
-from sessions_app.events import Payload
-from sessions_app.models.event import APPEND, append_parameters
+if TYPE_CHECKING:
+    from sessions_app.events import Payload
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 40.0
@@ -164,6 +164,9 @@ class Installation:
 
     def record(self, session: str, *payloads: Payload) -> None:
         """Record events as another process would that has no way to hint."""
+        # Not before it is needed: models need settings, which make a database.
+        from sessions_app.models.event import APPEND, append_parameters
+
         with psycopg.connect(self.database) as opened:
             opened.execute(APPEND, append_parameters(session, payloads, None, None))
 

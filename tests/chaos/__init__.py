@@ -1,0 +1,1 @@
+"""Faults on purpose: processes killed, sockets dropped, servers restarted, readers that stall."""

@@ -1,0 +1,75 @@
+"""The job table is asked and listened to for as long as a worker lives."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from django.db import connection
+from procrastinate.contrib.django import app
+from procrastinate.exceptions import ConnectorException
+
+from sessions_app.jobs import PatientConnector
+from sessions_app.threads import in_thread
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CUT_OFF = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+def cut_off() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(CUT_OFF)
+
+
+def defer() -> None:
+    app.configure_task("advance").defer(session_id="ses_none")
+
+
+def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was_lost():
+    connection.close()  # Its own would be among those that are lost.
+
+    async def story() -> None:
+        heard = asyncio.Queue[str]()
+
+        async def note(*, channel: str, payload: str) -> None:
+            heard.put_nowait(channel)
+
+        jobs = app.with_connector(PatientConnector())
+        async with jobs.open_async():
+            assert await jobs.job_manager.check_connection_async()
+            listening = asyncio.create_task(
+                jobs.connector.listen_notify(note, ["procrastinate_any_queue_v1"])  # type: ignore[attr-defined]
+            )
+            for _ in range(3):
+                await _until_heard(heard)
+                await in_thread(cut_off)
+                assert await jobs.job_manager.check_connection_async()
+            await _until_heard(heard)
+            listening.cancel()
+
+    async def _until_heard(heard: asyncio.Queue[str]) -> None:
+        # It listens again a moment later than it is asked to.
+        async with asyncio.timeout(20):
+            while True:
+                await in_thread(defer)
+                try:
+                    await asyncio.wait_for(heard.get(), 0.1)
+                    return
+                except TimeoutError:
+                    continue
+
+    asyncio.run(story())
+
+
+def test_the_connector_does_not_hide_what_is_wrong_with_a_statement():
+    async def story() -> None:
+        jobs = app.with_connector(PatientConnector())
+        async with jobs.open_async():
+            await jobs.connector.execute_query_async("SELECT nothing_of_the_kind")
+
+    with pytest.raises(ConnectorException):
+        asyncio.run(asyncio.wait_for(story(), 10))
