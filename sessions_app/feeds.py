@@ -18,7 +18,7 @@ from django.template.loader import render_to_string
 
 from . import live, metrics, rail, timeline
 from .models import Event, Session
-from .readers import NOT_YOURS, Reader, supervise
+from .readers import NOT_YOURS, Reader, stop, supervise
 from .threads import AWAY, in_thread, pool, why
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Feed:
         finally:
             # Before anything is awaited: whoever comes now starts a feed of their own.
             self._retire()
-            listening.cancel()
+            stop(listening)
             await layer.group_discard(group, channel)
 
     async def _listen(self, layer: object, channel: str) -> None:

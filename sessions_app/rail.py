@@ -13,7 +13,7 @@ from django.template.loader import render_to_string
 
 from . import live
 from .models import Session
-from .readers import NOT_YOURS, Reader, supervise
+from .readers import NOT_YOURS, Reader, stop, supervise
 from .threads import AWAY, in_thread, pool
 
 BREATH = 0.3
@@ -71,7 +71,7 @@ class RailFeed:
                     await self._look()
         finally:
             self._retire()
-            listening.cancel()
+            stop(listening)
             await layer.group_discard(live.RAIL, channel)
 
     async def _listen(self, layer: Any, channel: str) -> None:

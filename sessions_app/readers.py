@@ -171,6 +171,16 @@ def start(coroutine: Coroutine[Any, Any, None]) -> None:
     task.add_done_callback(tasks.discard)
 
 
+def stop(task: asyncio.Task[None]) -> None:
+    """Cancel a task that receives from the channel layer, once.
+
+    It then unsubscribes, and cut off in that by a second time it would be told as a failure. At the
+    end of a process everything is cancelled at once, the task and whoever stops it.
+    """
+    if not task.cancelling():
+        task.cancel()
+
+
 def supervise(running: Awaitable[None], readers: set[Reader]) -> None:
     """Run a feed. When it fails, its sockets are told to come back."""
 

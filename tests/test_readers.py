@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 
 from sessions_app import feeds, live, readers, timeline
-from sessions_app.readers import UNACKNOWLEDGED, Drawn, OutOfStep, Reader
+from sessions_app.readers import UNACKNOWLEDGED, Drawn, OutOfStep, Reader, stop
 from sessions_app.threads import in_thread
 
 from .pages import Timeline, Watcher, socket
@@ -281,3 +281,25 @@ async def test_nothing_is_sent_to_a_reader_that_was_closed():
     await reader.send("a", 11)
     assert not reader.has_room
     assert written == []
+
+
+async def test_a_task_that_is_being_cancelled_is_not_cut_off_in_what_it_cleans_up():
+    cleaned, cleaning, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def receives() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await go_on.wait()
+            cleaned.set()
+
+    task = asyncio.create_task(receives())
+    await asyncio.sleep(0)
+    stop(task)
+    await cleaning.wait()
+    stop(task)
+    go_on.set()
+    await asyncio.wait({task})
+    assert cleaned.is_set()
+    assert task.cancelled()
