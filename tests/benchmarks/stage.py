@@ -212,7 +212,9 @@ class Stage:
 
     def counted(self) -> dict[str, int]:
         process = self.served.process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write("\n")
         process.stdin.flush()
         counts: dict[str, int] = json.loads(process.stdout.readline())
