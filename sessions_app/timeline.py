@@ -117,8 +117,15 @@ class Item:
     # What templates ask for; None when it has not happened.
 
     @property
-    def completed(self) -> Event | None:
-        return self.parts.get("tool_call.completed")
+    def result(self) -> dict[str, Any] | None:
+        """What became of a call."""
+        completed = self.parts.get("tool_call.completed")
+        return completed.data if completed else None
+
+    @property
+    def status(self) -> str:
+        """How a call ended, or that it runs."""
+        return str(self.result["status"]) if self.result else "running"
 
     @property
     def resolved(self) -> Event | None:
@@ -163,7 +170,7 @@ def whole(page: Sequence[Event], parts: Sequence[Event]) -> list[Event]:
 
 def render_row(item: Item, *, replace: bool = False) -> str:
     """Render one row. One that cannot be rendered, or is too long, becomes one that says so."""
-    context = {"item": item, "replace": replace}
+    context = {"item": item, "data": item.data, "replace": replace}
     try:
         item.payload  # noqa: B018  -- refuses data that does not fit its type
         template = select_template(
