@@ -43,8 +43,9 @@ class Session:
                 batch = []
 
     async def _append(self, batch: list[tuple[str, dict[str, Any]]]) -> None:
-        items = [
-            f"call:{self.id}:{data['call_id']}" if "call_id" in data else "" for _, data in batch
+        events = [
+            {"type": type, "item": f"call:{self.id}:{data.get('call_id')}", "data": data}
+            for type, data in batch
         ]
         async with self.floor.pool.connection() as conn:
             cursor = await conn.execute(
@@ -54,12 +55,10 @@ class Session:
                     "turn": None,
                     "fence": None,
                     "count": len(batch),
-                    "types": [type for type, _ in batch],
-                    "items": items,
-                    "datas": [json.dumps(data) for _, data in batch],
+                    "events": json.dumps(events),
                 },
             )
-            await cursor.fetchall()
+            await cursor.fetchone()
         self.wake.set()
 
     async def send(self) -> None:

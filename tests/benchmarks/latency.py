@@ -145,6 +145,7 @@ def _floor(
         people.ask(
             do="connect",
             base=f"ws://127.0.0.1:{port}",
+            tell=False,
             sockets=[
                 {"path": f"/{session.pk}?after={session.last_seq}", "cookies": ""}
                 for session in sessions

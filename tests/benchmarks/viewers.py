@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import sys
 import time
@@ -32,7 +33,11 @@ class Viewer:
     """Number, moment of emission and moment of arrival of each event, in the order they came."""
     frames: list[float] = field(default_factory=list)
     drawn: int = 0
+    others: int = 0
+    unsaid: int = 0
     newest: int = 0
+    spoken: float = 0
+    """When it last told what was drawn; never again when that is infinity."""
     came: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def watch(self) -> None:
@@ -41,12 +46,24 @@ class Viewer:
                 now = time.monotonic()
                 assert isinstance(message, str)
                 self.take(message, now)
-                if numbers := NUMBERS.match(message):
-                    self.drawn = int(numbers[2])
-                    await self.socket.send(f'{{"drawn": {self.drawn}}}')
+                await self.say(message)
                 self.came.set()
         except ConnectionClosed as closed:
             print(f"A socket was closed: {closed}", file=sys.stderr)
+
+    async def say(self, message: str) -> None:
+        """Tell what was drawn as pages do: after every 64 KiB, and else now and then."""
+        numbers = NUMBERS.match(message)
+        if numbers:
+            self.drawn = int(numbers[2])
+        else:
+            self.others += 1
+        if self.spoken == math.inf:
+            return
+        self.unsaid += len(message)
+        if self.unsaid >= 64 * 1024 or time.monotonic() > self.spoken + 1:
+            self.unsaid, self.spoken = 0, time.monotonic()
+            await self.socket.send(f'{{"drawn": {self.drawn}, "others": {self.others}}}')
 
     def take(self, message: str, now: float) -> None:
         self.frames.append(now)
@@ -65,7 +82,9 @@ class Crowd:
         self.viewers: list[Viewer] = []
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def connect(self, base: str, sockets: list[dict[str, str]]) -> dict[str, Any]:
+    async def connect(
+        self, base: str, sockets: list[dict[str, str]], tell: bool = True
+    ) -> dict[str, Any]:
         """Open sockets, some at a time, as pages would: with the cookies of a sign-in."""
         gate = asyncio.Semaphore(20)
         origin = base.replace("ws://", "http://")
@@ -82,7 +101,7 @@ class Crowd:
                     open_timeout=30,
                     max_size=None,
                 )
-            return Viewer(socket)
+            return Viewer(socket, spoken=0 if tell else math.inf)
 
         fresh = await asyncio.gather(*(open_one(s["path"], s["cookies"]) for s in sockets))
         for viewer in fresh:
