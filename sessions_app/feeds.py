@@ -10,29 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import NamedTuple
 
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.template.loader import render_to_string
 
-from . import live, rail, timeline
-from .models import Event, Session
+from . import live, rail, reading, timeline
+from .models import Session
 from .readers import NOT_YOURS, Reader, supervise
 from .threads import in_thread, pool
 
 logger = logging.getLogger(__name__)
 
 BREATH = 0.01
+MUCH = 48 * 1024
+AT_A_TIME = 0.003
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
-
-
-class Page(NamedTuple):
-    """What was read after a cursor: events, the parts of their items, and where more may end."""
-
-    events: list[Event]
-    parts: list[Event]
-    ahead: int
 
 
 class Feed:
@@ -118,7 +111,7 @@ class Feed:
             page = await self._read(cursor)
             if page is None:
                 continue
-            await self._refuse_strangers(behind)
+            await self._refuse(behind, page.viewers)
             frame = await self._render(cursor, page)
             regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
             text = frame.text(regions)
@@ -128,35 +121,40 @@ class Feed:
             more = more or (frame.full and any(reader.has_room for reader in behind))
         return more
 
-    async def _render(self, cursor: int, read: Page) -> timeline.Frame:
-        """Render a page of events: small ones here, others where they hold nobody up."""
-        if timeline.is_small(read.events, read.parts):
-            return timeline.frame(cursor, *read)
-        return await asyncio.to_thread(timeline.frame, cursor, *read)
+    async def _render(self, cursor: int, page: reading.Page) -> timeline.Frame:
+        """Draw a page of events: a little at a time here, or in a thread if there is much text.
 
-    async def _read(self, cursor: int) -> Page | None:
-        async with (await pool()).connection() as conn:
-            arguments: dict[str, object] = {"session": self.session_id, "after": cursor}
-            rows = await (await conn.execute(timeline.PAGE_AFTER, arguments)).fetchall()
-            if not rows:
-                return None
-            page = [Event.from_row(row[:-1]) for row in rows]
-            ahead = rows[-1][-1]
-            items = timeline.names(page)
-            if not items:
-                return Page(page, [], ahead)
-            arguments = {"session": self.session_id, "items": items}
-            rows = await (await conn.execute(timeline.PARTS_WITHIN, arguments)).fetchall()
-            parts = [Event.from_row(row) for row in rows]
-            # Nothing is left when the session was deleted in between.
-            page = timeline.whole(page, parts)
-            return Page(page, parts, ahead) if page else None
+        A thread beside the loop holds it up at every step that it takes; but Markdown and
+        highlighting of one long text may take longer than anybody should wait.
+        """
+        given = cursor, page.events, page.parts, page.ahead
+        if page.size > MUCH:
+            return await asyncio.to_thread(timeline.frame, *given)
+        steps, since = timeline.drawing(*given), time.monotonic()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            if time.monotonic() > since + AT_A_TIME:
+                await asyncio.sleep(0)
+                since = time.monotonic()
+
+    async def _read(self, cursor: int) -> reading.Page | None:
+        users = {reader.user_id for reader in self.readers}
+        page = await reading.read(self.session_id, cursor, users)
+        self._asked = time.monotonic()
+        return page
 
     async def _refuse_strangers(self, readers: list[Reader]) -> None:
-        """Close the sockets of those who may not see the session any more."""
+        """Ask whether people may still see the session when nothing was read that says so."""
         users = {reader.user_id for reader in readers}
         seeing = await in_thread(Session.objects.viewers_among, [self.session_id], users)
         self._asked = time.monotonic()
+        await self._refuse(readers, seeing)
+
+    async def _refuse(self, readers: list[Reader], seeing: set[int]) -> None:
+        """Close the sockets of those who may not see the session any more."""
         for reader in readers:
             if reader.user_id not in seeing:
                 self.readers.discard(reader)

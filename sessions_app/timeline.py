@@ -7,10 +7,9 @@ resolution. Its row stands where its first event stands and shows the latest of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 from typing import Any
 
 from django.template import TemplateDoesNotExist
@@ -19,49 +18,49 @@ from pydantic import ValidationError
 
 from . import events
 from .models import Event, Session
+from .models.event import Recorded
 
 logger = logging.getLogger(__name__)
 
 PAGE = 100
-# A page that is sent ends early when it is long: a frame may have to wait in memory for a reader.
-READ_BYTES = 128 * 1024
+# A frame ends early when it is long: it may have to wait in memory for a reader.
 FRAME_BYTES = 128 * 1024
 ROW_BYTES = 256 * 1024
 
 COLUMNS = "session_id, seq, turn_id, type, item, data, created_at"
-# The last column is where the page would end if its events were short.
-PAGE_AFTER = f"""
-SELECT {COLUMNS}, ahead FROM (
-  SELECT *, max(seq) OVER () AS ahead, sum(size) OVER (ORDER BY seq) - size AS before FROM (
-    SELECT {COLUMNS}, octet_length(data::text) AS size FROM sessions_app_event
-     WHERE session_id = %(session)s AND seq > %(after)s ORDER BY seq LIMIT {PAGE}) AS sized
-) AS page WHERE before < {READ_BYTES} ORDER BY seq
-"""  # noqa: S608
 PAGE_BEFORE = f"""
 SELECT {COLUMNS} FROM sessions_app_event
  WHERE session_id = %(session)s AND seq < %(before)s ORDER BY seq DESC LIMIT {PAGE}
 """  # noqa: S608
 # The first event, which says where the row stands, and the latest of each type are enough to draw
-# an item, however often it was updated.
+# an item, however often it was updated. Its types are found by stepping through the index from one
+# to the next, so that it does not matter how many events there are of each.
+PARTS_OF_TOUCHED = """
+types (item, type) AS (
+    SELECT item, (SELECT min(type) FROM sessions_app_event AS event
+                   WHERE session_id = %(session)s AND event.item = touched.item AND item <> '')
+      FROM touched
+    UNION ALL
+    SELECT item, (SELECT min(type) FROM sessions_app_event AS event
+                   WHERE session_id = %(session)s AND event.item = types.item AND item <> ''
+                     AND event.type > types.type)
+      FROM types WHERE type IS NOT NULL
+), parts AS (
+    SELECT place, part.* FROM touched JOIN types USING (item) CROSS JOIN LATERAL (
+        (SELECT * FROM sessions_app_event AS latest
+          WHERE session_id = %(session)s AND latest.item = types.item AND item <> ''
+            AND latest.type = types.type ORDER BY seq DESC LIMIT 1)
+        UNION ALL
+        (SELECT * FROM sessions_app_event AS first
+          WHERE session_id = %(session)s AND first.item = types.item AND item <> ''
+            AND first.type = types.type ORDER BY seq LIMIT 1)
+    ) AS part
+)"""
 PARTS = f"""
-(SELECT DISTINCT ON (item, type) {COLUMNS} FROM sessions_app_event
-  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
-  ORDER BY item, type, seq DESC)
-UNION ALL
-(SELECT DISTINCT ON (item) {COLUMNS} FROM sessions_app_event
-  WHERE session_id = %(session)s AND item = ANY(%(items)s) AND item <> ''
-  ORDER BY item, seq)
-"""  # noqa: S608
-# The same, up to a length: of the items, in their order, those that are read whole.
-PARTS_WITHIN = f"""
-WITH sized AS MATERIALIZED (
-  SELECT parts.*, place, octet_length(data::text) AS size FROM ({PARTS}) AS parts
-    JOIN unnest(%(items)s::text[]) WITH ORDINALITY AS touched (name, place) ON name = item
-)
-SELECT {COLUMNS} FROM (
-  SELECT *, sum(size) OVER (ORDER BY place) - sum(size) OVER (PARTITION BY place) AS before
-    FROM sized
-) AS counted WHERE before < {READ_BYTES}
+WITH RECURSIVE touched (item, place) AS (
+    SELECT * FROM unnest(%(items)s::text[]) WITH ORDINALITY
+), {PARTS_OF_TOUCHED}
+SELECT {COLUMNS} FROM parts
 """  # noqa: S608
 
 # What changes the regions beside the timeline.
@@ -78,12 +77,15 @@ FAMILIES = {
 }
 
 
+Fact = Event | Recorded
+
+
 @dataclass
 class Item:
     """One row of the timeline. `parts` holds its latest event of each type, the anchor too."""
 
-    anchor: Event
-    parts: dict[str, Event] = field(default_factory=dict)
+    anchor: Fact
+    parts: dict[str, Fact] = field(default_factory=dict)
 
     @property
     def seq(self) -> int:
@@ -99,7 +101,7 @@ class Item:
         return self.anchor.data
 
     @property
-    def last(self) -> Event:
+    def last(self) -> Fact:
         return max(self.parts.values(), key=lambda event: event.seq, default=self.anchor)
 
     @property
@@ -128,22 +130,22 @@ class Item:
         return str(self.result["status"]) if self.result else "running"
 
     @property
-    def resolved(self) -> Event | None:
+    def resolved(self) -> Fact | None:
         return self.parts.get("approval_request.resolved")
 
     @property
-    def started(self) -> Event | None:
+    def started(self) -> Fact | None:
         return self.parts.get("turn.started")
 
     @property
-    def ended(self) -> Event | None:
+    def ended(self) -> Fact | None:
         for type in ("turn.completed", "turn.failed", "turn.cancelled"):
             if event := self.parts.get(type):
                 return event
         return None
 
 
-def fold(page: Iterable[Event], parts: Iterable[Event]) -> list[Item]:
+def fold(page: Iterable[Fact], parts: Iterable[Fact]) -> list[Item]:
     """Fold a page of events and the parts of the items it touches into items, in their order."""
     named: dict[str, Item] = {}
     alone: list[Item] = []
@@ -157,15 +159,9 @@ def fold(page: Iterable[Event], parts: Iterable[Event]) -> list[Item]:
     return sorted((*alone, *named.values()), key=lambda item: item.seq)
 
 
-def names(page: Sequence[Event]) -> list[str]:
+def names(page: Sequence[Fact]) -> list[str]:
     """The items that a page touches, in the order in which it does."""
     return list(dict.fromkeys(event.item for event in page if event.item))
-
-
-def whole(page: Sequence[Event], parts: Sequence[Event]) -> list[Event]:
-    """The page up to the first event whose item was not read."""
-    known = {part.item for part in parts}
-    return list(takewhile(lambda event: not event.item or event.item in known, page))
 
 
 def render_row(item: Item, *, replace: bool = False) -> str:
@@ -224,18 +220,13 @@ class Frame:
         return f"<!--{self.first} {self.last}-->{self.rows}{regions}"
 
 
-SMALL = 8_000
+def drawing(
+    after: int, page: Sequence[Fact], parts: Sequence[Fact], ahead: int = 0
+) -> Generator[None, None, Frame]:
+    """Draw the page of events after `after`: new rows appended, earlier ones replaced.
 
-
-def is_small(page: Sequence[Event], parts: Sequence[Event]) -> bool:
-    """Whether rendering these takes a moment only: Markdown and highlighting grow with the text."""
-    return sum(len(str(event.data)) for event in (*page, *parts)) < SMALL
-
-
-def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int = 0) -> Frame:
-    """Render the page of events after `after`: new rows appended, earlier ones replaced.
-
-    It ends before the event that would make it too long. `ahead` is where it might have ended.
+    The frame ends before the event that would make it too long. `ahead` is where it might have
+    ended. Stops after each row, so that whoever draws it can look after others meanwhile.
     """
     items = {item.anchor.item or item.seq: item for item in fold(page, parts)}
     rows: dict[int, str] = {}
@@ -248,6 +239,7 @@ def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int 
             if rows and size > FRAME_BYTES:
                 break
             rows[item.seq] = row
+            yield
         taken += 1
     last = page[taken - 1].seq
     fresh = "".join(rows[seq] for seq in sorted(rows) if seq > after)
@@ -259,3 +251,13 @@ def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int 
         regional=any(event.type.startswith(REGIONAL) for event in page[:taken]),
         full=len(page) == PAGE or last < ahead,
     )
+
+
+def frame(after: int, page: Sequence[Fact], parts: Sequence[Fact], ahead: int = 0) -> Frame:
+    """Draw a page of events in one go."""
+    steps = drawing(after, page, parts, ahead)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

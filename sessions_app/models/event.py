@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.db import connection, models
@@ -139,12 +139,18 @@ class Event(models.Model):
     def payload(self) -> Payload:
         return events.load(self.type, self.data)
 
-    @classmethod
-    def from_row(cls, row: Sequence[Any]) -> Event:
-        """Build an event from (session_id, seq, turn_id, type, item, data, created_at)."""
-        session_id, seq, turn_id, type, item, data, created_at = row
-        assert isinstance(created_at, datetime)
-        return cls(
-            session_id=session_id, seq=seq, turn_id=turn_id,
-            type=type, item=item, data=data, created_at=created_at,
-        )  # fmt: skip
+
+class Recorded(NamedTuple):
+    """An event as feeds read it: what its row says, without a model's machinery."""
+
+    session_id: str
+    seq: int
+    turn_id: str | None
+    type: str
+    item: str
+    data: dict[str, Any]
+    created_at: datetime
+
+    @property
+    def payload(self) -> Payload:
+        return events.load(self.type, self.data)

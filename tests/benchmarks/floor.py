@@ -2,7 +2,7 @@
 
 A process that does, per session, what the product's design says and no more: a writer appends with
 the product's own SQL statement on an async pool of psycopg and then wakes a sender; the sender
-reads what is new with the product's own SQL, and sends the rows as JSON through the `websockets`
+reads what is new with a plain statement, and sends the rows as JSON through the `websockets`
 library to everybody who watches. Flat out, a writer appends ten events at a time, one append after
 the other. There is no fence, no check of who may see what, no polling, no acknowledgement, and the
 senders do not pause.
@@ -23,6 +23,10 @@ from websockets.asyncio.server import ServerConnection, serve
 from . import load
 
 FLAT_OUT = 10
+PAGE = """
+SELECT seq, type, data FROM sessions_app_event
+ WHERE session_id = %(session)s AND seq > %(after)s ORDER BY seq LIMIT 100
+"""
 
 
 class Session:
@@ -67,8 +71,8 @@ class Session:
             self.wake.clear()
             rows = await self._page()
             while rows:
-                self.cursor = rows[-1][1]
-                text = json.dumps([[seq, type, data] for _, seq, _, type, _, data, _ in rows])
+                self.cursor = rows[-1][0]
+                text = json.dumps(rows)
                 for viewer in list(self.viewers):
                     await viewer.send(text)
                 rows = await self._page() if len(rows) == 100 else []
@@ -76,12 +80,12 @@ class Session:
     async def _page(self) -> list[Any]:
         async with self.floor.pool.connection() as conn:
             arguments = {"session": self.id, "after": self.cursor}
-            return await (await conn.execute(self.floor.page, arguments)).fetchall()
+            return await (await conn.execute(PAGE, arguments)).fetchall()
 
 
 class Floor:
-    def __init__(self, append: str, page: str, pool: AsyncConnectionPool[Any]) -> None:
-        self.append, self.page, self.pool = append, page, pool
+    def __init__(self, append: str, pool: AsyncConnectionPool[Any]) -> None:
+        self.append, self.pool = append, pool
         self.sessions: dict[str, Session] = {}
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -114,7 +118,7 @@ async def main() -> None:
     async with AsyncConnectionPool(
         told["database"], kwargs=options, min_size=8, max_size=8
     ) as pool:
-        floor = Floor(told["append"], told["page"], pool)
+        floor = Floor(told["append"], pool)
         async with serve(
             floor.watch, "127.0.0.1", 0, compression=None, ping_interval=None
         ) as served:

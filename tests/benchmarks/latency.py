@@ -9,7 +9,6 @@ from typing import Any
 
 from sessions_app.models import Session
 from sessions_app.models.event import APPEND
-from sessions_app.timeline import PAGE_AFTER
 
 from .load import Spec
 from .report import Report, complain, median
@@ -58,7 +57,7 @@ def measure(stage: Stage, report: Report, *, rounds: int, seconds: float) -> Non
     ]
     stage.settled(ours)
     with helper("floor") as floor:
-        port = floor.ask(database=database(), append=APPEND, page=PAGE_AFTER)["port"]
+        port = floor.ask(database=database(), append=APPEND)["port"]
         for load in LOADS:
             product, beside = Side(), Side()
             for _ in range(rounds):

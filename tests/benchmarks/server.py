@@ -65,7 +65,7 @@ def main() -> None:
     django.setup()
     from sessions_app import feeds, timeline
 
-    count(timeline, "frame", lambda *_: "renders")
+    count(timeline, "drawing", lambda *_: "renders")
     count(feeds.Feed, "_read", lambda *_: "reads")
     registry.register(LoadRunner())
     threading.Thread(target=tell, daemon=True).start()
