@@ -23,6 +23,8 @@ from .threads import in_thread, pool
 logger = logging.getLogger(__name__)
 
 BREATH = 0.01
+AT_ONCE = 4
+REGIONS_BREATH = 0.05
 MUCH = 48 * 1024
 AT_A_TIME = 0.003
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
@@ -36,6 +38,10 @@ class Feed:
         self.readers: set[Reader] = set()
         self.wake = asyncio.Event()
         self._asked = time.monotonic()
+        self._next = 0.0
+        self._owed: set[Reader] = set()
+        """Who was sent events that change what stands beside the timeline, and not that yet."""
+        self._showing: asyncio.Task[None] | None = None
 
     def join(self, reader: Reader) -> None:
         """Add a socket whose user was just seen to be allowed."""
@@ -71,14 +77,16 @@ class Feed:
                     listening.result()
                 self.wake.clear()
                 full = await self._serve()
-                # At most one frame per breath under load, and no waiting when idle.
-                await asyncio.sleep(BREATH if not full else 0)
+                self._show_regions()
+                await asyncio.sleep(0 if full else max(0.0, self._next - time.monotonic()))
                 if not full and self.readers:
                     await self.wake.wait()
         finally:
             # Before anything is awaited: whoever comes now starts a feed of their own.
             self._retire()
             listening.cancel()
+            if self._showing is not None:
+                self._showing.cancel()
             await layer.group_discard(group, channel)
 
     async def _listen(self, layer: object, channel: str) -> None:
@@ -113,13 +121,41 @@ class Feed:
                 continue
             await self._refuse(behind, page.viewers)
             frame = await self._render(cursor, page)
-            regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
-            text = frame.text(regions)
             for reader in behind:
                 if reader in self.readers:
-                    await reader.send(text, frame.last)
+                    await reader.send(frame.text, frame.last)
+            if frame.regional:
+                self._owed.update(behind)
+            # On average one frame per breath under load. After a rest a few go at once: an answer
+            # does not wait because its question was just shown.
+            self._next = max(self._next, time.monotonic() - AT_ONCE * BREATH) + BREATH
             more = more or (frame.full and any(reader.has_room for reader in behind))
         return more
+
+    def _show_regions(self) -> None:
+        """See to it that what stands beside the timeline is shown; events do not wait for it."""
+        self._owed &= self.readers
+        if self._showing is not None and self._showing.done():
+            self._showing.result()
+            self._showing = None
+        if self._owed and self._showing is None:
+            self._showing = asyncio.create_task(self._send_regions())
+            self._showing.add_done_callback(self._shown)
+
+    def _shown(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception():
+            self.wake.set()
+
+    async def _send_regions(self) -> None:
+        while owed := {reader for reader in self._owed if reader.has_room}:
+            # Taken off before it is rendered: who is owed anew meanwhile gets it anew.
+            self._owed -= owed
+            users = {reader.user_id for reader in owed}
+            text, seeing = await in_thread(render_regions, self.session_id, users)
+            for reader in owed & self.readers:
+                if reader.user_id in seeing:
+                    await reader.send(text)
+            await asyncio.sleep(REGIONS_BREATH)
 
     async def _render(self, cursor: int, page: reading.Page) -> timeline.Frame:
         """Draw a page of events: a little at a time here, or in a thread if there is much text.
@@ -161,12 +197,16 @@ class Feed:
                 await reader.close(NOT_YOURS)
 
 
-def render_regions(session_id: str) -> str:
-    """Render what stands beside the timeline, the same for every reader."""
+def render_regions(session_id: str, users: set[int]) -> tuple[str, set[int]]:
+    """Render what stands beside the timeline, the same for every reader; say who may see it."""
     from .views.context import session_context
 
-    session = Session.objects.select_related("agent", "owner").get(pk=session_id)
-    return render_to_string("sessions/regions.html", {**session_context(session), "oob": True})
+    seeing = Session.objects.viewers_among([session_id], users)
+    session = Session.objects.select_related("agent", "owner").filter(pk=session_id).first()
+    if session is None or not seeing:
+        return "", set()
+    context = {**session_context(session), "oob": True}
+    return render_to_string("sessions/regions.html", context), seeing
 
 
 _feeds: dict[str, Feed] = {}

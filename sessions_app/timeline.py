@@ -215,9 +215,10 @@ class Frame:
     regional: bool
     full: bool
 
-    def text(self, regions: str = "") -> str:
+    @property
+    def text(self) -> str:
         """What is sent: numbers in front, so that a page can skip what it has."""
-        return f"<!--{self.first} {self.last}-->{self.rows}{regions}"
+        return f"<!--{self.first} {self.last}-->{self.rows}"
 
 
 def drawing(
