@@ -1,13 +1,13 @@
 # One word per task. Every word sets up what it needs, also on a bare clone.
 .DEFAULT_GOAL := help
-.PHONY: help run test browser chaos lint format lock clean
+.PHONY: help run test browser bench bench-full chaos lint format lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 help: ## Show these words
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(STAMP)-run ## Serve Signalbox on http://127.0.0.1:8000
 	@exec $(BIN)/python manage.py serve
@@ -17,6 +17,12 @@ test: $(STAMP)-dev ## Run the whole test suite
 
 browser: $(STAMP)-dev ## Run the browser tests alone
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
+
+bench: $(STAMP)-dev ## Measure how fast it is, in ten minutes; with QUICK=1 in one
+	@$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+bench-full: $(STAMP)-dev ## Measure with longer rounds and the heaviest rows
+	@$(BIN)/python -m tests.benchmarks --full $(ARGS)
 
 chaos: $(STAMP)-dev ## Break things on purpose for half an hour; with QUICK=1 for two minutes
 	@$(BIN)/python -m tests.chaos $(if $(QUICK),--quick) $(ARGS)

@@ -100,6 +100,8 @@ def database(data: Path) -> dict[str, object]:
         )
     options: dict[str, object] = dict(config.get("OPTIONS") or {})  # type: ignore[call-overload]
     options.setdefault("connect_timeout", 5)
+    # For the one statement that is executed again and again; Django's own are never prepared.
+    options["prepare_threshold"] = 5
     options["pool"] = {"min_size": 0, "max_size": env.int("DATABASE_POOL", default=20)}
     return {**config, "OPTIONS": options, "CONN_HEALTH_CHECKS": True}
 

@@ -90,9 +90,8 @@ CHANNEL_LAYERS: dict[str, dict[str, object]] = {
     }
     if REDIS
     else {
-        "BACKEND": "channels.layers.InMemoryChannelLayer",
-        # Groups are left explicitly; by default they would be forgotten after a day.
-        "CONFIG": {"group_expiry": 100 * 365 * 86400, "capacity": 1000},
+        "BACKEND": "sessions_app.near.InMemoryHintLayer",
+        "CONFIG": {"capacity": 1000},
     }
 }
 

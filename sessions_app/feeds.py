@@ -10,30 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import NamedTuple
 
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.template.loader import render_to_string
 
-from . import live, metrics, rail, timeline
-from .models import Event, Session
+from . import live, metrics, rail, reading, timeline
+from .models import Session
 from .readers import NOT_YOURS, Reader, stop, supervise
 from .threads import AWAY, in_thread, pool, why
 
 logger = logging.getLogger(__name__)
 
 BREATH = 0.01
+AT_ONCE = 4
+REGIONS_BREATH = 0.05
+MUCH = 48 * 1024
+AT_A_TIME = 0.003
 AWAY_SECONDS = 0.5
 LAST_SEQS = "SELECT id, last_seq FROM sessions_app_session WHERE id = ANY(%(sessions)s)"
-
-
-class Page(NamedTuple):
-    """What was read after a cursor: events, the parts of their items, and where more may end."""
-
-    events: list[Event]
-    parts: list[Event]
-    ahead: int
 
 
 class Feed:
@@ -44,6 +39,10 @@ class Feed:
         self.readers: set[Reader] = set()
         self.wake = asyncio.Event()
         self._asked = time.monotonic()
+        self._next = 0.0
+        self._owed: set[Reader] = set()
+        """Who was sent events that change what stands beside the timeline, and not that yet."""
+        self._showing: asyncio.Task[None] | None = None
 
     def join(self, reader: Reader) -> None:
         """Add a socket whose user was just seen to be allowed."""
@@ -79,14 +78,16 @@ class Feed:
                     listening.result()
                 self.wake.clear()
                 full = await self._serve_again()
-                # At most one frame per breath under load, and no waiting when idle.
-                await asyncio.sleep(BREATH if not full else 0)
+                self._show_regions()
+                await asyncio.sleep(0 if full else max(0.0, self._next - time.monotonic()))
                 if not full and self.readers:
                     await self.wake.wait()
         finally:
             # Before anything is awaited: whoever comes now starts a feed of their own.
             self._retire()
             stop(listening)
+            if self._showing is not None:
+                self._showing.cancel()
             await layer.group_discard(group, channel)
 
     async def _listen(self, layer: object, channel: str) -> None:
@@ -132,58 +133,100 @@ class Feed:
             page = await self._read(cursor)
             if page is None:
                 continue
-            await self._refuse_strangers(behind)
+            await self._refuse(behind, page.viewers)
             frame = await self._render(cursor, page)
-            regions = await in_thread(render_regions, self.session_id) if frame.regional else ""
-            text = frame.text(regions)
             for reader in behind:
                 if reader in self.readers:
-                    await reader.send(text, frame.last)
+                    await reader.send(frame.text, frame.last)
             metrics.frame_sent(self, page.events)
+            if frame.regional:
+                self._owed.update(behind)
+            # On average one frame per breath under load. After a rest a few go at once: an answer
+            # does not wait because its question was just shown.
+            self._next = max(self._next, time.monotonic() - AT_ONCE * BREATH) + BREATH
             more = more or (frame.full and any(reader.has_room for reader in behind))
         return more
 
-    async def _render(self, cursor: int, read: Page) -> timeline.Frame:
-        """Render a page of events: small ones here, others where they hold nobody up."""
-        if timeline.is_small(read.events, read.parts):
-            return timeline.frame(cursor, *read)
-        return await asyncio.to_thread(timeline.frame, cursor, *read)
+    def _show_regions(self) -> None:
+        """See to it that what stands beside the timeline is shown; events do not wait for it."""
+        self._owed &= self.readers
+        if self._showing is not None and self._showing.done():
+            self._showing.result()
+            self._showing = None
+        if self._owed and self._showing is None:
+            self._showing = asyncio.create_task(self._send_regions())
+            self._showing.add_done_callback(self._shown)
 
-    async def _read(self, cursor: int) -> Page | None:
-        async with (await pool()).connection() as conn:
-            arguments: dict[str, object] = {"session": self.session_id, "after": cursor}
-            rows = await (await conn.execute(timeline.PAGE_AFTER, arguments)).fetchall()
-            if not rows:
-                return None
-            page = [Event.from_row(row[:-1]) for row in rows]
-            ahead = rows[-1][-1]
-            items = timeline.names(page)
-            if not items:
-                return Page(page, [], ahead)
-            arguments = {"session": self.session_id, "items": items}
-            rows = await (await conn.execute(timeline.PARTS_WITHIN, arguments)).fetchall()
-            parts = [Event.from_row(row) for row in rows]
-            # Nothing is left when the session was deleted in between.
-            page = timeline.whole(page, parts)
-            return Page(page, parts, ahead) if page else None
+    def _shown(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception():
+            self.wake.set()
+
+    async def _send_regions(self) -> None:
+        while owed := {reader for reader in self._owed if reader.has_room}:
+            # Taken off before it is rendered: who is owed anew meanwhile gets it anew.
+            self._owed -= owed
+            users = {reader.user_id for reader in owed}
+            try:
+                text, seeing = await in_thread(render_regions, self.session_id, users)
+            except AWAY:
+                self._owed |= owed & self.readers
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
+            for reader in owed & self.readers:
+                if reader.user_id in seeing:
+                    await reader.send(text)
+            await asyncio.sleep(REGIONS_BREATH)
+
+    async def _render(self, cursor: int, page: reading.Page) -> timeline.Frame:
+        """Draw a page of events: a little at a time here, or in a thread if there is much text.
+
+        A thread beside the loop holds it up at every step that it takes; but Markdown and
+        highlighting of one long text may take longer than anybody should wait.
+        """
+        given = cursor, page.events, page.parts, page.ahead
+        if page.size > MUCH:
+            return await asyncio.to_thread(timeline.frame, *given)
+        steps, since = timeline.drawing(*given), time.monotonic()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            if time.monotonic() > since + AT_A_TIME:
+                await asyncio.sleep(0)
+                since = time.monotonic()
+
+    async def _read(self, cursor: int) -> reading.Page | None:
+        users = {reader.user_id for reader in self.readers}
+        page = await reading.read(self.session_id, cursor, users)
+        self._asked = time.monotonic()
+        return page
 
     async def _refuse_strangers(self, readers: list[Reader]) -> None:
-        """Close the sockets of those who may not see the session any more."""
+        """Ask whether people may still see the session when nothing was read that says so."""
         users = {reader.user_id for reader in readers}
         seeing = await in_thread(Session.objects.viewers_among, [self.session_id], users)
         self._asked = time.monotonic()
+        await self._refuse(readers, seeing)
+
+    async def _refuse(self, readers: list[Reader], seeing: set[int]) -> None:
+        """Close the sockets of those who may not see the session any more."""
         for reader in readers:
             if reader.user_id not in seeing:
                 self.readers.discard(reader)
                 await reader.close(NOT_YOURS)
 
 
-def render_regions(session_id: str) -> str:
-    """Render what stands beside the timeline, the same for every reader."""
+def render_regions(session_id: str, users: set[int]) -> tuple[str, set[int]]:
+    """Render what stands beside the timeline, the same for every reader; say who may see it."""
     from .views.context import session_context
 
-    session = Session.objects.select_related("agent", "owner").get(pk=session_id)
-    return render_to_string("sessions/regions.html", {**session_context(session), "oob": True})
+    seeing = Session.objects.viewers_among([session_id], users)
+    session = Session.objects.select_related("agent", "owner").filter(pk=session_id).first()
+    if session is None or not seeing:
+        return "", set()
+    context = {**session_context(session), "oob": True}
+    return render_to_string("sessions/regions.html", context), seeing
 
 
 _feeds: dict[str, Feed] = {}

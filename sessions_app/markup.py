@@ -59,17 +59,19 @@ def _filter_attribute(tag: str, name: str, value: str) -> str | None:
     return value
 
 
+_cleaner = nh3.Cleaner(
+    tags=TAGS,
+    attributes=ATTRIBUTES,
+    attribute_filter=_filter_attribute,
+    url_schemes={"http", "https", "mailto"},
+    link_rel="noopener noreferrer nofollow",
+)
+
+
 @lru_cache(maxsize=512)
 def markdown_to_html(text: str) -> str:
     """Render Markdown; raw HTML in it stays text, and links lead out without telling where from."""
-    return nh3.clean(
-        _markdown.render(text),
-        tags=TAGS,
-        attributes=ATTRIBUTES,
-        attribute_filter=_filter_attribute,
-        url_schemes={"http", "https", "mailto"},
-        link_rel="noopener noreferrer nofollow",
-    )
+    return _cleaner.clean(_markdown.render(text))
 
 
 def _highlight(code: str, language: str) -> str:

@@ -25,7 +25,8 @@ from .health import WORKER_SILENT
 from .threads import connection_parameters
 
 if TYPE_CHECKING:
-    from .models import Event, Turn
+    from .models import Turn
+    from .models.event import Recorded
 
 __all__ = ["CONTENT_TYPE", "claimed", "exposition", "found_by_timer", "hinted", "may_read"]
 
@@ -118,7 +119,7 @@ def found_by_timer(feed: object) -> None:
         FOUND_BY_TIMER.labels("feed").inc()
 
 
-def frame_sent(feed: object, page: Sequence[Event]) -> None:
+def frame_sent(feed: object, page: Sequence[Recorded]) -> None:
     """Count how long the events of a frame took. Those told before, to catch up, do not count."""
     watch = _watch(feed)
     now = time.time()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -82,7 +83,7 @@ async def pool() -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         fresh = AsyncConnectionPool(
             kwargs={**connection_parameters(), "autocommit": True},
             # A connection that died with its server is replaced, not handed out.
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             min_size=1,
             max_size=8,
             open=False,
@@ -91,6 +92,17 @@ async def pool() -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
         _pools[loop] = fresh
         await fresh.open()
     return _pools[loop]
+
+
+async def _check(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Ask the server only when the connection has something to say, such as that it was closed.
+
+    A question at each use would cost as much as the statement that it is used for.
+    """
+    waiting = select.poll()
+    waiting.register(conn.fileno(), select.POLLIN)
+    if waiting.poll(0):
+        await AsyncConnectionPool.check_connection(conn)
 
 
 async def close_pool() -> None:

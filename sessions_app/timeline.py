@@ -7,10 +7,9 @@ resolution. Its row stands where its first event stands and shows the latest of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 from typing import Any
 
 from django.template import TemplateDoesNotExist
@@ -19,65 +18,52 @@ from pydantic import ValidationError
 
 from . import events
 from .models import Event, Session, Turn
+from .models.event import Recorded
 
 logger = logging.getLogger(__name__)
 
 PAGE = 100
-# A page that is sent ends early when it is long: a frame may have to wait in memory for a reader.
-READ_BYTES = 128 * 1024
+# A frame ends early when it is long: it may have to wait in memory for a reader.
 FRAME_BYTES = 128 * 1024
 ROW_BYTES = 256 * 1024
 
 COLUMNS = "session_id, seq, turn_id, type, item, data, created_at"
-# The last column is where the page would end if its events were short.
-PAGE_AFTER = f"""
-SELECT {COLUMNS}, ahead FROM (
-  SELECT *, max(seq) OVER () AS ahead, sum(size) OVER (ORDER BY seq) - size AS before FROM (
-    SELECT {COLUMNS}, octet_length(data::text) AS size FROM sessions_app_event
-     WHERE session_id = %(session)s AND seq > %(after)s ORDER BY seq LIMIT {PAGE}) AS sized
-) AS page WHERE before < {READ_BYTES} ORDER BY seq
-"""  # noqa: S608
 PAGE_BEFORE = f"""
 SELECT {COLUMNS} FROM sessions_app_event
  WHERE session_id = %(session)s AND seq < %(before)s ORDER BY seq DESC LIMIT {PAGE}
 """  # noqa: S608
 # The first event, which says where the row stands, and the latest of each type are enough to draw
-# an item, however often it was updated. The index is entered once for each type and not read
-# through: a turn's row has an event for each step of its progress, and every one of them is a page.
-PARTS_UNTIL = f"""
-WITH RECURSIVE kinds (name, kind) AS (
-  SELECT name, (SELECT type FROM sessions_app_event
-    WHERE session_id = %(session)s AND item = name AND item <> '' ORDER BY type LIMIT 1)
-    FROM unnest(%(items)s::text[]) AS touched (name)
-  UNION ALL
-  SELECT name, (SELECT type FROM sessions_app_event
-    WHERE session_id = %(session)s AND item = name AND item <> '' AND type > kind
-    ORDER BY type LIMIT 1)
-    FROM kinds WHERE kind IS NOT NULL
-)
-SELECT {COLUMNS} FROM kinds CROSS JOIN LATERAL (
-  SELECT {COLUMNS} FROM sessions_app_event
-   WHERE session_id = %(session)s AND item = name AND item <> '' AND type = kind
-     AND seq <= %(last)s ORDER BY seq DESC LIMIT 1) AS latest
-UNION ALL
-(SELECT DISTINCT ON (item) {COLUMNS} FROM kinds CROSS JOIN LATERAL (
-  SELECT {COLUMNS} FROM sessions_app_event
-   WHERE session_id = %(session)s AND item = name AND item <> '' AND type = kind
-   ORDER BY seq LIMIT 1) AS earliest
-  ORDER BY item, seq)
+# an item, however often it was updated. Its types are found by stepping through the index from one
+# to the next, so that it does not matter how many events there are of each.
+PARTS_OF_TOUCHED = """
+types (item, type) AS (
+    SELECT item, (SELECT min(type) FROM sessions_app_event AS event
+                   WHERE session_id = %(session)s AND event.item = touched.item AND item <> '')
+      FROM touched
+    UNION ALL
+    SELECT item, (SELECT min(type) FROM sessions_app_event AS event
+                   WHERE session_id = %(session)s AND event.item = types.item AND item <> ''
+                     AND event.type > types.type)
+      FROM types WHERE type IS NOT NULL
+), parts AS (
+    SELECT place, part.* FROM touched JOIN types USING (item) CROSS JOIN LATERAL (
+        (SELECT * FROM sessions_app_event AS latest
+          WHERE session_id = %(session)s AND latest.item = types.item AND item <> ''
+            AND latest.type = types.type ORDER BY seq DESC LIMIT 1)
+        UNION ALL
+        (SELECT * FROM sessions_app_event AS first
+          WHERE session_id = %(session)s AND first.item = types.item AND item <> ''
+            AND first.type = types.type ORDER BY seq LIMIT 1)
+    ) AS part
+)"""
+PARTS = f"""
+WITH RECURSIVE touched (item, place) AS (
+    SELECT * FROM unnest(%(items)s::text[]) WITH ORDINALITY
+), {PARTS_OF_TOUCHED}
+SELECT {COLUMNS} FROM parts
 """  # noqa: S608
-PARTS = PARTS_UNTIL.replace("AND seq <= %(last)s", "")
-# The same, up to a length: of the items, in their order, those that are read whole.
-PARTS_WITHIN = f"""
-WITH sized AS MATERIALIZED (
-  SELECT parts.*, place, octet_length(data::text) AS size FROM ({PARTS}) AS parts
-    JOIN unnest(%(items)s::text[]) WITH ORDINALITY AS touched (name, place) ON name = item
-)
-SELECT {COLUMNS} FROM (
-  SELECT *, sum(size) OVER (ORDER BY place) - sum(size) OVER (PARTITION BY place) AS before
-    FROM sized
-) AS counted WHERE before < {READ_BYTES}
-"""  # noqa: S608
+# As it was when `last` was recorded.
+PARTS_UNTIL = PARTS.replace("= types.type ORDER BY", "= types.type AND seq <= %(last)s ORDER BY")
 
 # What changes the regions beside the timeline.
 REGIONAL = (
@@ -102,12 +88,15 @@ FAMILIES = {
 }
 
 
+Fact = Event | Recorded
+
+
 @dataclass
 class Item:
     """One row of the timeline. `parts` holds its latest event of each type, the anchor too."""
 
-    anchor: Event
-    parts: dict[str, Event] = field(default_factory=dict)
+    anchor: Fact
+    parts: dict[str, Fact] = field(default_factory=dict)
     inherited: bool = False
     """Shown above a fork: a row of the session it was forked from, to be read only."""
 
@@ -125,7 +114,7 @@ class Item:
         return self.anchor.data
 
     @property
-    def last(self) -> Event:
+    def last(self) -> Fact:
         return max(self.parts.values(), key=lambda event: event.seq, default=self.anchor)
 
     @property
@@ -143,27 +132,34 @@ class Item:
     # What templates ask for; None when it has not happened.
 
     @property
-    def completed(self) -> Event | None:
-        return self.parts.get("tool_call.completed")
+    def result(self) -> dict[str, Any] | None:
+        """What became of a call."""
+        completed = self.parts.get("tool_call.completed")
+        return completed.data if completed else None
 
     @property
-    def resolved(self) -> Event | None:
+    def status(self) -> str:
+        """How a call ended, or that it runs."""
+        return str(self.result["status"]) if self.result else "running"
+
+    @property
+    def resolved(self) -> Fact | None:
         return self.parts.get("approval_request.resolved")
 
     @property
-    def handed_over(self) -> Event | None:
+    def handed_over(self) -> Fact | None:
         return self.parts.get("handoff_summary.created")
 
     @property
-    def started(self) -> Event | None:
+    def started(self) -> Fact | None:
         return self.parts.get("turn.started")
 
     @property
-    def progress(self) -> Event | None:
+    def progress(self) -> Fact | None:
         return self.parts.get("progress.updated")
 
     @property
-    def retried(self) -> Event | None:
+    def retried(self) -> Fact | None:
         return self.parts.get("turn.retried")
 
     @property
@@ -172,18 +168,18 @@ class Item:
         return f"event-{self.retried.seq + 1}" if self.retried else ""
 
     @property
-    def edited(self) -> Event | None:
+    def edited(self) -> Fact | None:
         return self.parts.get("turn.edited")
 
     @property
-    def ended(self) -> Event | None:
+    def ended(self) -> Fact | None:
         for type in ("turn.completed", "turn.failed", "turn.cancelled"):
             if event := self.parts.get(type):
                 return event
         return None
 
 
-def fold(page: Iterable[Event], parts: Iterable[Event]) -> list[Item]:
+def fold(page: Iterable[Fact], parts: Iterable[Fact]) -> list[Item]:
     """Fold a page of events and the parts of the items it touches into items, in their order."""
     named: dict[str, Item] = {}
     alone: list[Item] = []
@@ -197,20 +193,14 @@ def fold(page: Iterable[Event], parts: Iterable[Event]) -> list[Item]:
     return sorted((*alone, *named.values()), key=lambda item: item.seq)
 
 
-def names(page: Sequence[Event]) -> list[str]:
+def names(page: Sequence[Fact]) -> list[str]:
     """The items that a page touches, in the order in which it does."""
     return list(dict.fromkeys(event.item for event in page if event.item))
 
 
-def whole(page: Sequence[Event], parts: Sequence[Event]) -> list[Event]:
-    """The page up to the first event whose item was not read."""
-    known = {part.item for part in parts}
-    return list(takewhile(lambda event: not event.item or event.item in known, page))
-
-
 def render_row(item: Item, *, replace: bool = False) -> str:
     """Render one row. One that cannot be rendered, or is too long, becomes one that says so."""
-    context = {"item": item, "replace": replace}
+    context = {"item": item, "data": item.data, "replace": replace}
     try:
         item.payload  # noqa: B018  -- refuses data that does not fit its type
         template = select_template(
@@ -266,23 +256,19 @@ class Frame:
     regional: bool
     full: bool
 
-    def text(self, regions: str = "") -> str:
+    @property
+    def text(self) -> str:
         """What is sent: numbers in front, so that a page can skip what it has."""
-        return f"<!--{self.first} {self.last}-->{self.rows}{regions}"
+        return f"<!--{self.first} {self.last}-->{self.rows}"
 
 
-SMALL = 8_000
+def drawing(
+    after: int, page: Sequence[Fact], parts: Sequence[Fact], ahead: int = 0
+) -> Generator[None, None, Frame]:
+    """Draw the page of events after `after`: new rows appended, earlier ones replaced.
 
-
-def is_small(page: Sequence[Event], parts: Sequence[Event]) -> bool:
-    """Whether rendering these takes a moment only: Markdown and highlighting grow with the text."""
-    return sum(len(str(event.data)) for event in (*page, *parts)) < SMALL
-
-
-def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int = 0) -> Frame:
-    """Render the page of events after `after`: new rows appended, earlier ones replaced.
-
-    It ends before the event that would make it too long. `ahead` is where it might have ended.
+    The frame ends before the event that would make it too long. `ahead` is where it might have
+    ended. Stops after each row, so that whoever draws it can look after others meanwhile.
     """
     items = {item.anchor.item or item.seq: item for item in fold(page, parts)}
     rows: dict[int, str] = {}
@@ -295,6 +281,7 @@ def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int 
             if rows and size > FRAME_BYTES:
                 break
             rows[item.seq] = row
+            yield
         taken += 1
     last = page[taken - 1].seq
     fresh = "".join(rows[seq] for seq in sorted(rows) if seq > after)
@@ -306,3 +293,13 @@ def frame(after: int, page: Sequence[Event], parts: Sequence[Event], ahead: int 
         regional=any(event.type.startswith(REGIONAL) for event in page[:taken]),
         full=len(page) == PAGE or last < ahead,
     )
+
+
+def frame(after: int, page: Sequence[Fact], parts: Sequence[Fact], ahead: int = 0) -> Frame:
+    """Draw a page of events in one go."""
+    steps = drawing(after, page, parts, ahead)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

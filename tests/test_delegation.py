@@ -589,7 +589,7 @@ class TestTheInspector:
     def test_frames_hold_nothing_of_it(self, session, other, alice):
         """They are the same for every reader; the list is fetched by each for themselves."""
         given(claimed(session), alice, instruction="A secret review.")
-        frame = render_regions(session.pk)
+        frame, _ = render_regions(session.pk, {alice.pk})
         assert "secret" not in frame
         assert "lineage" not in frame
 

@@ -26,6 +26,13 @@ def reader_of(page: Watcher) -> Reader:
     return next(reader for reader in found if reader.user_id == page.user.pk)
 
 
+async def heard(page: Watcher) -> None:
+    """Wait until everything that a page said it has drawn was taken note of."""
+    async with asyncio.timeout(5):
+        while reader_of(page).unacknowledged:
+            await asyncio.sleep(0)
+
+
 async def drain(page: Watcher) -> int:
     """Take every frame that was sent, and return how many bytes they are."""
     taken = 0
@@ -115,6 +122,7 @@ async def test_drafts_wait_for_nobody_and_are_bounded_as_well(agent, alice, bob)
         for n in range(100):
             await live.draft(session.pk, "trn_1", "step-1", f"{n} {LONG * 2}")
             assert f"{n} words" in str(await reading.frame())
+            await heard(reading)
         assert UNACKNOWLEDGED < reader_of(silent).unacknowledged < UNACKNOWLEDGED + 10_000
         assert silent.others == 0
         taken = 0

@@ -181,6 +181,21 @@ def _say(session: Session, *texts: str) -> None:
 # -- nothing lost, nothing twice -----------------------------------------------------------------
 
 
+async def test_what_stands_beside_the_timeline_follows_the_events_and_holds_none_of_them_up(
+    agent, alice
+):
+    session = await opened(agent, alice)
+    async with Watcher(session, alice) as page:
+        await in_thread(session.submit, "And another word.", author=alice)
+        said = str(await page.frame())
+        assert "And another word." in said
+        assert "session-header" not in said
+        while "session-header" not in said:
+            said = str(await page.frame())
+        assert "And another word." in said, "the waiting turn is shown above the composer"
+        assert not said.startswith("<!--")
+
+
 async def test_a_socket_dropped_ten_times_while_events_flow_shows_each_row_once(agent, alice):
     session = await opened(agent, alice)
     async with Watcher(session, alice) as page:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django import template
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
-from django.utils.html import escape, format_html
+from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.timezone import localtime
 
@@ -34,6 +34,20 @@ register = template.Library()
 def row(item: Item) -> SafeString:
     """Render one row of the timeline, as the stream does."""
     return mark_safe(render_row(item))
+
+
+@register.simple_block_tag(takes_context=True)
+def event(
+    context: template.Context, content: str, classes: str, **attributes: object
+) -> SafeString:
+    """Wrap what a row shows in its element. A keyword becomes a `data-` attribute."""
+    item = context["item"]
+    told = {"turn": item.anchor.turn_id, **attributes}
+    data = "".join(f' data-{name}="{escape(value)}"' for name, value in told.items() if value)
+    swap = ' hx-swap-oob="true"' if context["replace"] else ""
+    return mark_safe(
+        f'<li id="{item.dom_id}" class="event {escape(classes)}"{data}{swap}>{content}</li>'
+    )
 
 
 @register.simple_tag
@@ -124,12 +138,7 @@ def clock(moment: datetime | None) -> SafeString | str:
     """A time of day; the page's script makes it local, and the exact time is in its title."""
     if moment is None:
         return ""
-    return format_html(
-        '<time datetime="{}" data-clock title="{}">{}</time>',
-        moment.isoformat(),
-        f"{moment:%Y-%m-%d %H:%M:%S} UTC",
-        f"{localtime(moment):%H:%M}",
-    )
+    return _time("clock", moment, f"{localtime(moment):%H:%M}")
 
 
 @register.filter
@@ -137,11 +146,13 @@ def ago(moment: datetime | None) -> SafeString | str:
     """A time as distance from now, kept fresh by the page's script."""
     if moment is None:
         return ""
-    return format_html(
-        '<time datetime="{}" data-ago title="{}">{}</time>',
-        moment.isoformat(),
-        f"{moment:%Y-%m-%d %H:%M:%S} UTC",
-        f"{moment:%d %b %H:%M}",
+    return _time("ago", moment, f"{moment:%d %b %H:%M}")
+
+
+def _time(kind: str, moment: datetime, shown: str) -> SafeString:
+    exact = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return mark_safe(
+        f'<time datetime="{moment.isoformat()}" data-{kind} title="{exact}">{shown}</time>'
     )
 
 
@@ -171,10 +182,17 @@ def ticked(text: str) -> SafeString:
 
 
 @register.filter
-def left_out(output: dict[str, Any]) -> int:
-    """How many bytes of a call's output stand between its head and its tail."""
-    shown = sum(len(output.get(part, "").encode()) for part in ("head", "tail"))
-    return max(0, output.get("size", 0) - shown)
+def view(output: dict[str, Any]) -> dict[str, Any]:
+    """How a call's output is shown: whether at all, folded, and how much of it is left out."""
+    head, tail = output.get("head", ""), output.get("tail", "")
+    lines = len(head.splitlines())
+    unseen = output.get("size", 0) - len(head.encode()) - len(tail.encode())
+    return {
+        "something": head or tail or output.get("note") or output.get("artifact_id"),
+        "lines": lines,
+        "long": lines > 12 or len(head) > 900 or bool(tail),
+        "left_out": 0 if output.get("binary") else max(0, unseen),
+    }
 
 
 @register.filter
@@ -199,11 +217,28 @@ def gist(source: str) -> str:
     return next((line for line in said if not line.startswith(idle)), said[0] if said else "")
 
 
+@register.filter
+def step(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a row shows of a call's arguments, which may hold anything."""
+    return {name: arguments.get(name) for name in ("name", "source", "timeout")}
+
+
+@register.filter
+def outcome(done: dict[str, Any] | None) -> str:
+    """How a call ended, in a word or two; that it runs when it has not."""
+    if not done:
+        return "running"
+    status, code = str(done.get("status")), done.get("exit_code")
+    if code is not None and status in ("succeeded", "failed"):
+        return f"exit {code}"
+    return status.replace("_", " ")
+
+
 CALL_MARKS = {"shell": "$", "repository": "repo", "network": "net", "browser": "web", "other": "·"}
 
 
 @register.filter
-def call_mark(item: Item) -> str:
+def call_mark(call: dict[str, Any]) -> str:
     """A few letters that stand for a call's kind."""
-    kind, tool = item.data.get("kind", ""), item.data.get("tool", "")
+    kind, tool = call.get("kind", ""), call.get("tool", "")
     return "py" if (kind, tool) == ("shell", "python") else CALL_MARKS.get(kind, kind[:4])
