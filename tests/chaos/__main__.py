@@ -28,21 +28,22 @@ Scenario = Callable[[Stage, Findings, argparse.Namespace], None]
 
 SCENARIOS: dict[str, Scenario] = {
     "kills": lambda made, found, asked: kills(
-        made, found, asked.seed, rounds=asked.rounds or (8 if asked.quick else 200),
-        sessions=asked.sessions or (8 if asked.quick else 20), pace=2.0 if asked.quick else 5.0,
+        made, found, asked.seed, rounds=asked.rounds or (6 if asked.quick else 200),
+        sessions=asked.sessions or (6 if asked.quick else 20), pace=2.0 if asked.quick else 5.0,
     ),
     "drops": lambda made, found, asked: drops(
         made, found, asked.seed, rounds=asked.rounds or (40 if asked.quick else 1000),
         events=2000 if asked.quick else 50_000,
     ),
     "stalled": lambda made, found, asked: stalled(
-        made, found, asked.seed, rounds=asked.rounds or 1, events=2000 if asked.quick else 30_000,
+        made, found, asked.seed, rounds=asked.rounds or 1, events=1500 if asked.quick else 30_000,
     ),
     "restarts": lambda made, found, asked: restarts(
         made, found, asked.seed, rounds=asked.rounds or (1 if asked.quick else 4),
-        sessions=asked.sessions or (8 if asked.quick else 20), pace=2.0 if asked.quick else 8.0,
+        sessions=asked.sessions or (6 if asked.quick else 20), pace=2.0 if asked.quick else 8.0,
     ),
 }  # fmt: skip
+NO_WORKERS = ("drops", "stalled")
 ROUNDS = "how many kills, drops, pairs of phases, or restarts of each kind"
 
 
@@ -69,7 +70,7 @@ def run(name: str, asked: argparse.Namespace) -> Findings:
     data.chmod(0o711)  # As root, the database's own user has to pass.
     began = time.monotonic()
     try:
-        with stage(data) as made:
+        with stage(data, workers=0 if name in NO_WORKERS else 2) as made:
             SCENARIOS[name](made, found, asked)
     except Exception as error:
         traceback.print_exc()

@@ -129,13 +129,13 @@ class Redis:
 class Stage:
     """Everything that runs, and a view into the database that outlives its restarts."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, workers: int = 2) -> None:
         self.data = data
         self.database = embedded.database_url(data)
         self.redis = Redis(data)
         self.webs = [Member(self, f"web-{n}", "serve", "--web-only") for n in (1, 2)]
         self.workers = [
-            Member(self, f"worker-{n}", "worker", "--concurrency", "20") for n in (1, 2)
+            Member(self, f"worker-{n + 1}", "worker", "--concurrency", "20") for n in range(workers)
         ]
         self.dead: dict[int, float] = {}
         """When each process that was killed died, by its pid."""
@@ -227,8 +227,8 @@ class Stage:
 
 
 @contextmanager
-def stage(data: Path) -> Iterator[Stage]:
-    made = Stage(data)
+def stage(data: Path, *, workers: int) -> Iterator[Stage]:
+    made = Stage(data, workers=workers)
     try:
         made.start()
         yield made

@@ -28,6 +28,7 @@ RATE = 400.0
 LENGTH = 2000
 MOST_BYTES = 1024 * 1024
 MOST_TIMES = 2.0
+TAIL_FRAMES = 3000
 CATCH_UP_SECONDS = 20.0
 MADE = re.compile(r"number \d+ at (\d+\.\d+)")
 
@@ -104,9 +105,8 @@ class Stalled:
 
 
 def stalled(stage: Stage, findings: Findings, seed: int, *, rounds: int, events: int) -> None:
-    idle = [stage.webs.pop(), *stage.workers]
-    for member in idle:
-        member.stop()
+    idle = stage.webs.pop()
+    idle.stop()
     without, beside = Measured(), Measured()
     for number in range(rounds):
         for measured, count in ((without, 0), (beside, STALLED)):
@@ -115,17 +115,19 @@ def stalled(stage: Stage, findings: Findings, seed: int, *, rounds: int, events:
     cost = (statistics.median(beside.grown) - statistics.median(without.grown)) / STALLED
     if cost > MOST_BYTES:
         findings.fault(OTHER, f"a reader that stalls costs {cost / 1024:.0f} KiB")
-    slower = beside.percentile(95) / without.percentile(95)
+    # In a few seconds, one frame that anything on this machine held up is the tail.
+    worst = 95 if len(without.delays) > TAIL_FRAMES else 50
+    slower = beside.percentile(worst) / without.percentile(worst)
     if slower > MOST_TIMES:
-        findings.fault(OTHER, f"others get their frames {slower:.1f} times as late (p95)")
+        findings.fault(OTHER, f"others get their frames {slower:.1f} times as late (p{worst})")
     findings.fact(
         f"{STALLED} readers that stopped reading beside {READERS} that read, {events} messages of "
-        f"{events * LENGTH // 1_000_000} MB, {rounds} times with and without them"
+        f"{events * LENGTH // 1_000_000} MB, with and without them in turn"
     )
     findings.fact(f"one that stalls costs {cost / 1024:.0f} KiB")
     findings.fact(f"frames of the others: {without.told()} without, {beside.told()} with them")
     stage.stop(findings)
-    check_logs([*stage.webs, *idle], [], findings)
+    check_logs([*stage.webs, idle], [], findings)
 
 
 def _restart(stage: Stage, web: Member) -> None:
