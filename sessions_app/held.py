@@ -97,8 +97,9 @@ class HeldTurn:
 
     def environment_used(self) -> bool:
         """Whether the session has had an environment, whose files it may count on."""
-        used = ExecutionEnvironment.objects.filter(last_used_at__isnull=False)
-        return used.filter(session=self.turn.session_id).exists()
+        with self._held() as session:
+            used = ExecutionEnvironment.objects.filter(last_used_at__isnull=False)
+            return used.filter(session=session).exists()
 
     def environment_opened(self, kind: str, environment: Environment, duration: int) -> None:
         with self._held() as session:

@@ -13,12 +13,21 @@ from sessions_app import engine
 from sessions_app.engine import Worker
 from sessions_app.held import HeldTurn
 from sessions_app.models import Agent, Session, Turn
+from sessions_app.threads import close_pool
 
 from .conftest import work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 STEP = "```sh\necho once >> ran.txt; cat ran.txt\n```\n"
+
+
+async def step(session_id: str) -> None:
+    """Take one turn as a worker would, and leave nothing open on this loop."""
+    try:
+        await Worker().step(session_id)
+    finally:
+        await close_pool()
 
 
 class Away:
@@ -65,7 +74,7 @@ def test_what_may_be_done_twice_is_done_again_until_the_database_is_back(
 
 def test_a_turn_is_handed_back_when_nobody_knows_what_was_stored(session, monkeypatch, caplog):
     away(monkeypatch, "redeem", times=1)
-    asyncio.run(Worker().step(session.pk))
+    asyncio.run(step(session.pk))
     turn = session.turns.get()
     assert (turn.state, turn.holder, turn.lease_until) == ("RUNNING", "", None)
     assert [record.exc_info for record in caplog.records] == [None]

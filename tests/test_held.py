@@ -33,13 +33,15 @@ DOINGS: dict[str, Callable[[HeldTurn], Any]] = {
     "artifact": lambda held: held.artifact("file", "note.txt", "0" * 64, 5, ""),
     "usage": lambda held: held.usage(UsageRecorded(input_tokens=5, cost=Decimal("0.1"))),
     "computed": lambda held: held.computed(1000),
+    "environment_used": lambda held: held.environment_used(),
     "environment_opened": lambda held: held.environment_opened("local", Environment(), 5),
     "environment_failed": lambda held: held.environment_failed("local", "The disk is full."),
     "delegate": lambda held: held.delegate("step-1", "Runbook", "Just a word."),
     "finish": lambda held: held.finish(TurnState.COMPLETED, "", ""),
     "release": lambda held: held.release(),
 }
-CHANGES_NOTHING = {"redeem"}  # a grant that no person gave is not used up
+# A grant that no person gave is not used up, and a question is only a question.
+CHANGES_NOTHING = {"redeem", "environment_used"}
 
 
 def test_everything_a_worker_can_do_is_tried():

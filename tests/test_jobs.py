@@ -29,6 +29,7 @@ def defer() -> None:
     app.configure_task("advance").defer(session_id="ses_none")
 
 
+@pytest.mark.timeout(300)
 def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was_lost():
     connection.close()  # Its own would be among those that are lost.
 
@@ -53,7 +54,7 @@ def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was
 
     async def _until_heard(heard: asyncio.Queue[str]) -> None:
         # It listens again a moment later than it is asked to.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 await in_thread(defer)
                 try:

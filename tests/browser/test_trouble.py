@@ -69,7 +69,7 @@ def test_a_flood_is_shown_whole_since_the_page_says_what_it_has_drawn(
     alice.locator(f"#timeline[data-last='{last}']").wait_for(timeout=60_000)
     flood = [row.split()[-2] for row in rows(alice) if "flood" in row]
     assert flood == [f"{batch}.{n}" for batch in range(20) for n in range(100)]
-    assert len(said) > 3
+    assert len(said) > 1
     assert all("drawn" in json.loads(message) for message in said)
     assert len(said) < 60
 
