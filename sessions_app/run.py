@@ -42,8 +42,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-BATCH = 200
-BACKLOG = 1000
+# How many payloads may wait to be stored before their runner has to. Few, since what a runner says
+# beyond what can be stored only lengthens the way of everything it says.
+BACKLOG = 20
 TAIL_SECONDS = 0.1
 TAIL_AGAIN = 10
 CANCEL_SECONDS = 4.0
@@ -231,7 +232,8 @@ class TurnRun:
     async def _take(self, payload: Payload) -> None:
         if self.lost or self._refused:
             return  # Said while it was being stopped: something before it is missing.
-        if payload.type not in AUTHORED or getattr(payload, "role", "") == "user":
+        person = isinstance(payload, MessageCreated) and payload.role == "user"
+        if payload.type not in AUTHORED or person:
             raise TypeError(f"A runner may not author {payload.type}.")
         if isinstance(payload, MessageCreated) and payload.role == "assistant":
             payload = payload.model_copy(update={"author": payload.author or self._agent_name})
@@ -247,7 +249,7 @@ class TurnRun:
 
     async def _write(self) -> None:
         while self._pending:
-            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+            batch, self._pending = self._pending, []
             try:
                 async with (await pool()).connection() as conn:
                     await append_async(

@@ -85,13 +85,21 @@ async def pool() -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
             # A connection that died with its server is replaced, not handed out.
             check=_check,
             min_size=1,
-            max_size=8,
+            # A connection is held until the loop comes round to its answer. With fewer of them than
+            # there are writers and readers under load, all would wait for each other.
+            max_size=20,
+            configure=_configure,
             open=False,
             name="signalbox",
         )
         _pools[loop] = fresh
         await fresh.open()
     return _pools[loop]
+
+
+async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Have times in UTC, as Django's connections do: pages and frames show the same."""
+    await conn.execute("SET TIME ZONE 'UTC'")
 
 
 async def _check(conn: psycopg.AsyncConnection[Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from django.template import TemplateDoesNotExist
@@ -178,6 +178,11 @@ class Item:
                 return event
         return None
 
+    @property
+    def phase(self) -> str:
+        """How far a turn has come: queued, open or ended."""
+        return "ended" if self.ended else "open" if self.started else "queued"
+
 
 def fold(page: Iterable[Fact], parts: Iterable[Fact]) -> list[Item]:
     """Fold a page of events and the parts of the items it touches into items, in their order."""
@@ -198,18 +203,19 @@ def names(page: Sequence[Fact]) -> list[str]:
     return list(dict.fromkeys(event.item for event in page if event.item))
 
 
+@cache
+def _template(family: str) -> Any:
+    """Find the template of a family once."""
+    names = [f"sessions/events/kinds/{name}.html" for name in (family, "unknown")]
+    return select_template(names)
+
+
 def render_row(item: Item, *, replace: bool = False) -> str:
     """Render one row. One that cannot be rendered, or is too long, becomes one that says so."""
     context = {"item": item, "data": item.data, "replace": replace}
     try:
         item.payload  # noqa: B018  -- refuses data that does not fit its type
-        template = select_template(
-            [
-                f"sessions/events/kinds/{item.family}.html",
-                "sessions/events/kinds/unknown.html",
-            ]
-        )
-        row = template.render(context)
+        row = _template(item.family).render(context)
     except (TemplateDoesNotExist, ValidationError, KeyError, ValueError, TypeError):
         logger.exception("Event %s of %s cannot be shown.", item.seq, item.anchor.session_id)
         row = render_to_string("sessions/events/kinds/unknown.html", context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
-from django.utils.timezone import localtime
 
 from ..markup import (
     ansi_to_html,
@@ -138,7 +137,7 @@ def clock(moment: datetime | None) -> SafeString | str:
     """A time of day; the page's script makes it local, and the exact time is in its title."""
     if moment is None:
         return ""
-    return _time("clock", moment, f"{localtime(moment):%H:%M}")
+    return _time("clock", moment, "%H:%M")
 
 
 @register.filter
@@ -146,13 +145,14 @@ def ago(moment: datetime | None) -> SafeString | str:
     """A time as distance from now, kept fresh by the page's script."""
     if moment is None:
         return ""
-    return _time("ago", moment, f"{moment:%d %b %H:%M}")
+    return _time("ago", moment, "%d %b %H:%M")
 
 
-def _time(kind: str, moment: datetime, shown: str) -> SafeString:
-    exact = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+def _time(kind: str, moment: datetime, short: str) -> SafeString:
+    utc = moment.astimezone(UTC)
     return mark_safe(
-        f'<time datetime="{moment.isoformat()}" data-{kind} title="{exact}">{shown}</time>'
+        f'<time datetime="{utc.isoformat()}" data-{kind} title="{utc:%Y-%m-%d %H:%M:%S} UTC">'
+        f"{utc.strftime(short)}</time>"
     )
 
 
