@@ -67,7 +67,10 @@ async def one_loop() -> AsyncIterator[None]:
         feed.wake.set()
     if rail._feed is not None:
         rail._feed.readers.clear()
+    here = asyncio.get_running_loop()
     tasks = [*readers.tasks, *([feeds._polling] if feeds._polling else [])]
+    # A test without this may have left some behind, on a loop that is closed.
+    tasks = [task for task in tasks if task.get_loop() is here]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 from django.db import connection
 from procrastinate.contrib.django import app
 from procrastinate.exceptions import ConnectorException
 
 from sessions_app.jobs import PatientConnector
-from sessions_app.threads import in_thread
+from sessions_app.threads import connection_parameters
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -20,13 +21,18 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 """
 
 
+def ask(sql: str) -> None:
+    """On a connection of its own, since those that are kept are among the lost."""
+    with psycopg.connect(**connection_parameters(), autocommit=True) as opened:
+        opened.execute(sql)  # type: ignore[call-overload]
+
+
 def cut_off() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(CUT_OFF)
+    ask(CUT_OFF)
 
 
 def defer() -> None:
-    app.configure_task("advance").defer(session_id="ses_none")
+    ask("NOTIFY procrastinate_any_queue_v1, '{}'")
 
 
 @pytest.mark.timeout(300)
@@ -47,7 +53,7 @@ def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was
             )
             for _ in range(3):
                 await _until_heard(heard)
-                await in_thread(cut_off)
+                await asyncio.to_thread(cut_off)
                 assert await jobs.job_manager.check_connection_async()
             await _until_heard(heard)
             listening.cancel()
@@ -56,7 +62,7 @@ def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was
         # It listens again a moment later than it is asked to.
         async with asyncio.timeout(60):
             while True:
-                await in_thread(defer)
+                await asyncio.to_thread(defer)
                 try:
                     await asyncio.wait_for(heard.get(), 0.1)
                     return
