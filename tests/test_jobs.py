@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
 from procrastinate.contrib.django import app
 from procrastinate.exceptions import ConnectorException
 
@@ -15,20 +15,18 @@ from sessions_app.threads import connection_parameters
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+# Those that were opened since: the others belong to other tests.
 CUT_OFF = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
- WHERE datname = current_database() AND pid <> pg_backend_pid()
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_start > %s
 """
 
 
-def ask(sql: str) -> None:
-    """On a connection of its own, since those that are kept are among the lost."""
+def ask(sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+    """Ask on a connection of its own, since those that are kept may be among the lost."""
     with psycopg.connect(**connection_parameters(), autocommit=True) as opened:
-        opened.execute(sql)  # type: ignore[call-overload]
-
-
-def cut_off() -> None:
-    ask(CUT_OFF)
+        asked = opened.execute(sql, arguments)  # type: ignore[call-overload]
+        return asked.fetchall() if asked.description else []
 
 
 def defer() -> None:
@@ -37,7 +35,7 @@ def defer() -> None:
 
 @pytest.mark.timeout(300)
 def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was_lost():
-    connection.close()  # Its own would be among those that are lost.
+    [(since,)] = ask("SELECT clock_timestamp()")
 
     async def story() -> None:
         heard = asyncio.Queue[str]()
@@ -53,7 +51,7 @@ def test_the_job_table_is_asked_and_listened_to_again_after_every_connection_was
             )
             for _ in range(3):
                 await _until_heard(heard)
-                await asyncio.to_thread(cut_off)
+                assert len(await asyncio.to_thread(ask, CUT_OFF, since)) > 1
                 assert await jobs.job_manager.check_connection_async()
             await _until_heard(heard)
             listening.cancel()
