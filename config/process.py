@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -48,6 +49,9 @@ class Process:
             self._jobs = self.loop.create_task(_keep("the worker", self._work))
             loops = self.loop.create_task(_keep("the worker's loops", worker().look_after))
             self._tasks = [self._jobs, loops]
+        # What is there by now stays: looking through it for what is not took 100 ms at a time.
+        gc.collect()
+        gc.freeze()
         code = self._live()
         self._end_loop()
         return code

@@ -20,6 +20,15 @@ class InMemoryHintLayer(InMemoryChannelLayer):
     def _clean_expired(self) -> None:
         pass
 
+    async def receive(self, channel: str) -> Any:
+        if (queue := self.channels.get(channel)) is None:
+            queue = self.channels[channel] = asyncio.Queue(maxsize=self.get_capacity(channel))
+        try:
+            return (await queue.get())[1]
+        finally:
+            if queue.empty():
+                self.channels.pop(channel, None)
+
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         for channel in list(self.groups.get(group, ())):
             queue = self.channels.setdefault(

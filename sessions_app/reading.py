@@ -66,9 +66,9 @@ async def read(session_id: str, after: int, users: set[int]) -> Page | None:
     """Read the page after a number; None when nothing is there yet."""
     arguments = {
         "session": session_id,
-        "sessions": [session_id],
+        "sessions": f"{{{session_id}}}",
         "after": after,
-        "users": list(users),
+        "users": f"{{{','.join(map(str, users))}}}",
     }
     async with (await pool()).connection() as conn:
         rows = await (await conn.execute(READ, arguments)).fetchall()

@@ -168,6 +168,11 @@ class Item:
         return f"event-{self.retried.seq + 1}" if self.retried else ""
 
     @property
+    def text(self) -> str:
+        """What a message says now."""
+        return str((self.edited or self.anchor).data["text"])
+
+    @property
     def edited(self) -> Fact | None:
         return self.parts.get("turn.edited")
 

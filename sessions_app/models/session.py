@@ -57,9 +57,9 @@ class ClockTimestamp(models.Func):
 # In SQL, since a feed asks it in the statement that reads the events.
 VIEWERS = """
 SELECT reader.id FROM auth_user AS reader
- WHERE reader.id = ANY(%(users)s) AND reader.is_active AND EXISTS (
+ WHERE reader.id = ANY(%(users)s::int[]) AND reader.is_active AND EXISTS (
     SELECT FROM sessions_app_session AS session
-     WHERE session.id = ANY(%(sessions)s) AND (
+     WHERE session.id = ANY(%(sessions)s::text[]) AND (
         reader.is_staff OR session.owner_id = reader.id OR EXISTS (
             SELECT FROM sessions_app_agent_members AS membership
              WHERE membership.agent_id = session.agent_id AND membership.user_id = reader.id)))

@@ -182,12 +182,14 @@ def ticked(text: str) -> SafeString:
 
 
 @register.filter
-def view(output: dict[str, Any]) -> dict[str, Any]:
-    """How a call's output is shown: whether at all, folded, and how much of it is left out."""
+def view(done: dict[str, Any] | None) -> dict[str, Any]:
+    """A call's output and how it is shown: whether at all, folded, and how much is left out."""
+    output = (done or {}).get("output") or {}
     head, tail = output.get("head", ""), output.get("tail", "")
     lines = len(head.splitlines())
     unseen = output.get("size", 0) - len(head.encode()) - len(tail.encode())
     return {
+        **output,
         "something": head or tail or output.get("note") or output.get("artifact_id"),
         "lines": lines,
         "long": lines > 12 or len(head) > 900 or bool(tail),
