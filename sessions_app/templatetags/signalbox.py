@@ -137,7 +137,8 @@ def clock(moment: datetime | None) -> SafeString | str:
     """A time of day; the page's script makes it local, and the exact time is in its title."""
     if moment is None:
         return ""
-    return _time("clock", moment, "%H:%M")
+    utc = moment.astimezone(UTC)
+    return _time("clock", utc, f"{utc.hour:02}:{utc.minute:02}")
 
 
 @register.filter
@@ -145,15 +146,14 @@ def ago(moment: datetime | None) -> SafeString | str:
     """A time as distance from now, kept fresh by the page's script."""
     if moment is None:
         return ""
-    return _time("ago", moment, "%d %b %H:%M")
-
-
-def _time(kind: str, moment: datetime, short: str) -> SafeString:
     utc = moment.astimezone(UTC)
-    return mark_safe(
-        f'<time datetime="{utc.isoformat()}" data-{kind} title="{utc:%Y-%m-%d %H:%M:%S} UTC">'
-        f"{utc.strftime(short)}</time>"
-    )
+    return _time("ago", utc, f"{utc:%d %b %H:%M}")
+
+
+def _time(kind: str, utc: datetime, shown: str) -> SafeString:
+    exact = utc.isoformat()
+    title = f"{exact[:10]} {exact[11:19]} UTC"
+    return mark_safe(f'<time datetime="{exact}" data-{kind} title="{title}">{shown}</time>')
 
 
 @register.filter

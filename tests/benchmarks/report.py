@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +95,3 @@ def median(values: Sequence[float]) -> float:
     if not values:
         raise SystemExit("Nothing was measured where something had to be.")
     return statistics.median(values)
-
-
-def complain(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

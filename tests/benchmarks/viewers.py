@@ -31,7 +31,8 @@ class Viewer:
     socket: ClientConnection
     arrivals: list[tuple[int, float, float]] = field(default_factory=list)
     """Number, moment of emission and moment of arrival of each event, in the order they came."""
-    frames: list[float] = field(default_factory=list)
+    frames: list[tuple[float, int]] = field(default_factory=list)
+    """When each frame came, and how many events it brought."""
     drawn: int = 0
     others: int = 0
     unsaid: int = 0
@@ -66,12 +67,16 @@ class Viewer:
             await self.socket.send(f'{{"drawn": {self.drawn}, "others": {self.others}}}')
 
     def take(self, message: str, now: float) -> None:
-        self.frames.append(now)
+        before = len(self.arrivals)
         # A row that is drawn again, with a result, shows its older mark a second time.
         for number, moment in sorted((int(n), m) for n, m in MARK.findall(message)):
             if number > self.newest:
                 self.newest = number
                 self.arrivals.append((number, float(moment), now))
+        # Of two updates of one thing in a frame, the later one is what it shows.
+        numbers = NUMBERS.match(message)
+        count = int(numbers[2]) - int(numbers[1]) + 1 if numbers else len(self.arrivals) - before
+        self.frames.append((now, count))
 
     def forget(self) -> None:
         self.arrivals, self.frames, self.newest = [], [], 0
@@ -113,7 +118,7 @@ class Crowd:
         """Take what comes until it has been quiet; say how late it was, and how much came."""
         await asyncio.sleep(max(0.0, until - time.monotonic()))
         while time.monotonic() < until + LONGEST:
-            newest = max((v.frames[-1] for v in self.viewers if v.frames), default=until)
+            newest = max((v.frames[-1][0] for v in self.viewers if v.frames), default=until)
             if time.monotonic() > max(newest, until) + QUIET:
                 break
             await asyncio.sleep(0.1)
@@ -123,18 +128,15 @@ class Crowd:
             for _, emitted, came in viewer.arrivals
             if start <= emitted <= until
         )
-        within = [[a for a in v.arrivals if start <= a[2] <= until] for v in self.viewers]
-        frames = sum(start <= moment <= until for v in self.viewers for moment in v.frames)
-        missing = sum(v.newest - len(v.arrivals) for v in self.viewers)
+        counts = [c for v in self.viewers for at, c in v.frames if c and start <= at <= until]
         for viewer in self.viewers:
             viewer.forget()
         return {
             "count": len(lates),
             "p50": _share(lates, 0.5) * 1000,
             "p95": _share(lates, 0.95) * 1000,
-            "received": sum(map(len, within)),
-            "frames": frames,
-            "missing": missing,
+            "received": sum(counts),
+            "frames": len(counts),
         }
 
     async def drawn(self, last: int) -> dict[str, Any]:
