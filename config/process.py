@@ -53,6 +53,7 @@ class Process:
         gc.collect()
         gc.freeze()
         code = self._live()
+        gc.unfreeze()
         self._end_loop()
         return code
 
