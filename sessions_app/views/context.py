@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from django.conf import settings
 from django.db.models import OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
+from .. import lists
 from ..models import Agent, Session, Turn
 from ..models.states import FINAL, OPEN, SessionState, TurnState
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
 RAIL_ROWS = 50
+BUSY = (SessionState.ACTIVE, SessionState.WAITING_FOR_PERMISSION)
 QUEUED_ROWS = 50
 RELATED = 20
 
@@ -105,25 +108,44 @@ def rail_context(
     visible = Session.objects.visible_to(user).select_related("agent").annotate(waits_for=waits_for)
     if query:
         visible = visible.filter(Q(title__icontains=query) | Q(agent__name__icontains=query))
+
+    def newest(states: Iterable[str], *, but: list[str] | None = None) -> list[Session]:
+        but = but or []
+        if query:
+            found = visible.filter(state__in=states)
+        else:
+            found = visible.filter(pk__in=lists.newest(user, states, RAIL_ROWS + len(but)))
+        return list(found.exclude(pk__in=but)[:RAIL_ROWS])
+
     if archived:
-        hidden = visible.filter(state=SessionState.ARCHIVED)
-        groups = [{"name": "Archived", "slug": "archived", "sessions": list(hidden[:RAIL_ROWS])}]
+        hidden = newest([SessionState.ARCHIVED])
+        groups = [{"name": "Archived", "slug": "archived", "sessions": hidden}]
         return {"groups": groups, "needs_you_count": 0, "current": current, "query": query}
-    parked = Q(state=SessionState.WAITING_FOR_PERMISSION)
-    if not user.is_staff:
-        parked &= Q(agent__in=Agent.objects.visible_to(user).values("pk"))
-    # Waiting for input is also how a session rests; only a question is something to do.
-    asked = Q(state=SessionState.WAITING_FOR_INPUT, waits_for__gt="")
-    needs_you = list(visible.filter(parked | asked)[:RAIL_ROWS])
-    rest = visible.active().exclude(pk__in=[session.pk for session in needs_you])
-    busy = Q(state__in=[SessionState.ACTIVE, SessionState.WAITING_FOR_PERMISSION])
+    needs_you = _asking(user, visible)
+    asking = [session.pk for session in needs_you]
+    # There is never much that runs: it is found by its state, whose it may be.
+    busy = visible.filter(state__in=BUSY).exclude(pk__in=asking)
+    rest = [state for state in SessionState if state not in (*BUSY, SessionState.ARCHIVED)]
     return {
         "groups": [
             {"name": "Needs you", "slug": "needs", "sessions": needs_you},
-            {"name": "Running", "slug": "running", "sessions": list(rest.filter(busy)[:RAIL_ROWS])},
-            {"name": "Recent", "slug": "recent", "sessions": list(rest.exclude(busy)[:RAIL_ROWS])},
+            {"name": "Running", "slug": "running", "sessions": list(busy[:RAIL_ROWS])},
+            {"name": "Recent", "slug": "recent", "sessions": newest(rest, but=asking)},
         ],
         "needs_you_count": len(needs_you),
         "current": current,
         "query": query,
     }
+
+
+def _asking(user: User, visible: QuerySet[Session]) -> list[Session]:
+    """The sessions that wait for this person, found by the few turns that wait at all."""
+    parked = Q(state=SessionState.WAITING_FOR_PERMISSION)
+    if not user.is_staff:
+        parked &= Q(agent__in=Agent.objects.visible_to(user).values("pk"))
+    # Waiting for input is also how a session rests; only a question is something to do.
+    asked = Q(state=SessionState.WAITING_FOR_INPUT, waits_for__gt="")
+    waiting = Turn.objects.filter(
+        state__in=[TurnState.WAITING_FOR_PERMISSION, TurnState.WAITING_FOR_INPUT]
+    )
+    return list(visible.filter(parked | asked, pk__in=waiting.values("session"))[:RAIL_ROWS])

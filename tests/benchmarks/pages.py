@@ -22,8 +22,9 @@ CAUGHT_UP = 10_000
 AT_ONCE = 500
 FEW, MANY = 1_000, 100_000
 
-# What an installation looks like after a while: most sessions rest or are closed, a few run. Each
-# is a copy of one that the product made, so that a column more needs nothing here.
+# What an installation looks like after a while: most sessions rest or are closed, a few run, and
+# they belong to many people. Each is a copy of one that the product made, so that a column more
+# needs nothing here.
 FILL = """
 INSERT INTO sessions_app_session
 SELECT made.*
@@ -32,6 +33,7 @@ SELECT made.*
        LATERAL jsonb_populate_record(pattern, jsonb_build_object(
            'id', 'ses_bench' || n,
            'title', 'Session number ' || n,
+           'owner_id', (%(people)s::int[])[1 + n %% cardinality(%(people)s::int[])],
            'state', CASE WHEN n %% 200 = 0 THEN 'ACTIVE' WHEN n %% 20 = 1 THEN 'FAILED'
                          WHEN n %% 5 = 2 THEN 'ARCHIVED' WHEN n %% 3 = 0 THEN 'WAITING_FOR_INPUT'
                          ELSE 'COMPLETED' END,
@@ -62,11 +64,11 @@ def measure(stage: Stage, report: Report, *, times: int, many: int = MANY) -> No
 
 def _lists(stage: Stage, report: Report, person: _Browser, times: int, many: int) -> None:
     pattern = Session.objects.create(agent=stage.agent, owner=stage.people[0], title="Pattern")
-    _fill(pattern, 1, FEW)
+    _fill(stage, pattern, 1, FEW)
     small = person.times("/", times)
     rail = person.times("/rail/", times)
     few_queries = _queries(stage, "/")
-    _fill(pattern, FEW + 1, many)
+    _fill(stage, pattern, FEW + 1, many)
     report.ratio_at_most(
         f"the first screen with {many:,} sessions, beside {FEW:,}", person.times("/", times), "ms",
         beside=small, most=2,
@@ -109,9 +111,11 @@ def _long(stage: Stage, count: int) -> Session:
     return session
 
 
-def _fill(pattern: Session, first: int, last: int) -> None:
+def _fill(stage: Stage, pattern: Session, first: int, last: int) -> None:
+    people = [person.pk for person in stage.people]
+    arguments = {"pattern": pattern.pk, "people": people, "first": first, "last": last}
     with connection.cursor() as cursor:
-        cursor.execute(FILL, {"pattern": pattern.pk, "first": first, "last": last})
+        cursor.execute(FILL, arguments)
         cursor.execute("ANALYZE sessions_app_session")
 
 
