@@ -11,10 +11,14 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-from django.core.asgi import get_asgi_application
+import django
+from asgiref.sync import sync_to_async
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
 # Before anything that imports models.
-http = get_asgi_application()
+django.setup(set_prefix=False)
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import URLRouter
@@ -33,6 +37,21 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
+
+class OneThread(ASGIHandler):
+    """Django's handler, with all of a request's middleware and its view in one thread.
+
+    On the loop, each middleware that is not asynchronous goes to that thread and back twice.
+    """
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        super().load_middleware(is_async=False)
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        return await sync_to_async(self.get_response)(request)
+
+
+http = OneThread()
 websocket = AuthMiddlewareStack(URLRouter(websocket_urlpatterns))
 denier = WebsocketDenier.as_asgi()
 
