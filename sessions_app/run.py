@@ -139,7 +139,8 @@ class TurnRun:
                 f"The worker that ran this turn is gone, and {runner.label} cannot go on from the "
                 "middle. Retry it to start from the beginning.",
             )
-        self.history = await self._insist(self._load_history)
+        if self.turn.attempt > 1:
+            self.history = await self._insist(self._load_history)
         stream = runner.run(self)
         async with contextlib.aclosing(stream):  # type: ignore[type-var]
             async for payload in stream:

@@ -19,7 +19,8 @@ from ..events import Payload
 APPEND = """
 WITH numbered AS (
     UPDATE sessions_app_session
-       SET last_seq = last_seq + %(count)s, last_activity_at = clock_timestamp()
+       SET last_seq = last_seq + %(count)s, last_activity_at = clock_timestamp(),
+           listed_at = CASE WHEN %(listed)s THEN clock_timestamp() ELSE listed_at END
      WHERE id = %(session)s AND (%(fence)s::text IS NULL OR fence = %(fence)s)
  RETURNING last_seq
 ), appended AS (
@@ -32,9 +33,17 @@ WITH numbered AS (
 SELECT last_seq FROM numbered
 """
 
+# Kinds of events that change what lists show of a session.
+LISTED = ("session.", "turn.", "approval_request.")
+
 
 class Fenced(Exception):
     """The writer no longer holds the turn: nothing was written, and it has to stop."""
+
+
+def changes_lists(payloads: Sequence[Payload]) -> bool:
+    """Whether lists of sessions show something else after these."""
+    return any(payload.type.startswith(LISTED) for payload in payloads)
 
 
 def append_parameters(
@@ -46,6 +55,7 @@ def append_parameters(
         "turn": turn_id,
         "fence": fence,
         "count": len(payloads),
+        "listed": changes_lists(payloads),
         # One text for all of them: arrays would be quoted element by element, at a multiple of the
         # cost of everything else here.
         "events": f"[{','.join(_as_json(payload, turn_id or '') for payload in payloads)}]",

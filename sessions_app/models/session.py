@@ -15,7 +15,7 @@ from .. import events, gates, ids, live
 from ..events import Payload
 from . import lineage
 from .agent import Agent
-from .event import Event
+from .event import Event, changes_lists
 from .states import (
     FINAL,
     FINISHED,
@@ -93,7 +93,7 @@ class SessionQuerySet(models.QuerySet["Session"]):
 
         NO KEY, so that rows which refer to the session can be inserted meanwhile.
         """
-        return self.select_for_update(no_key=True).get(pk=session_id)
+        return self.select_for_update(no_key=True, of=("self",)).get(pk=session_id)
 
     def open(
         self,
@@ -322,11 +322,7 @@ class Session(Usage):
             self.pk, payloads, turn_id=turn.pk if turn else None, fence=fence
         )
         self.last_seq = last
-        listed = ("session.", "turn.", "approval_request.")
-        changes_lists = any(payload.type.startswith(listed) for payload in payloads)
-        if changes_lists:
-            Session.objects.filter(pk=self.pk).update(listed_at=ClockTimestamp())
-        live.session_changed(self.pk, rail=changes_lists)
+        live.session_changed(self.pk, rail=changes_lists(payloads))
         return last
 
     # -- turns -----------------------------------------------------------------------------
@@ -352,7 +348,8 @@ class Session(Usage):
             first = session._submitted(instruction, idempotency_key, retry_of)
             if first is None:
                 turn = session._enqueue(instruction, author, idempotency_key, retry_of, when_busy)
-            self.refresh_from_db()
+            for name in ("state", "last_seq", "last_turn", "reuse_key"):
+                setattr(self, name, getattr(session, name))
             return (turn, True) if first is None else (first, False)
 
     def _submitted(
@@ -393,6 +390,7 @@ class Session(Usage):
             idempotency_key=idempotency_key,
             retry_of=retry_of,
         )
+        self.last_turn = turn.number
         Session.objects.filter(pk=self.pk).update(last_turn=turn.number)
         if retry_of:
             self.record(events.TurnRetried(number=turn.number), turn=retry_of)
@@ -408,13 +406,18 @@ class Session(Usage):
                 if other.state in OPEN:
                     other.session = self
                     other.stop(by=name, reason=f"{turn} interrupted it")
-        self.settle(by=name)
+        self.settle({turn.state, *(other.state for other in waiting)}, by=name)
         turn.enqueue()
         return turn
 
-    def settle(self, *, by: str = "") -> None:
-        """Set the state that follows from the turns. Call with the row locked."""
-        open_states = set(self.turns.exclude(state__in=FINAL).values_list("state", flat=True))
+    def settle(self, states: Iterable[str] | None = None, *, by: str = "") -> None:
+        """Set the state that follows from the turns. Call with the row locked.
+
+        `states` are those of the turns that were not final just before, if the caller knows them.
+        """
+        if states is None:
+            states = self.turns.exclude(state__in=FINAL).values_list("state", flat=True)
+        open_states = set(states).difference(FINAL)
         if TurnState.WAITING_FOR_PERMISSION in open_states:
             state = SessionState.WAITING_FOR_PERMISSION
         elif TurnState.WAITING_FOR_INPUT in open_states:

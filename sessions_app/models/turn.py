@@ -75,41 +75,42 @@ class TurnQuerySet(models.QuerySet["Turn"]):
         """
         with transaction.atomic():
             try:
-                session = Session.objects.lock(session_id)
+                session = Session.objects.select_related("agent").lock(session_id)
             except Session.DoesNotExist:
                 return None  # A late wake-up: the session was deleted meanwhile.
             of_session = self.filter(session=session)
-            if of_session.open().exists():
-                before = of_session.unheld().first()
-            else:
-                before = of_session.queued().first()
-            if before is None:
+            # What has been started goes before what is queued.
+            in_order = models.F("started_at").asc(nulls_last=True), "position", "number"
+            unfinished = of_session.exclude(state__in=FINAL).select_related("author")
+            turn = unfinished.order_by(*in_order).first()
+            if turn is None:
                 return None
+            reason, lost_by = turn.reason_to_start(), turn.holder
             # Asked again: a lease can be renewed without the session's lock.
-            free = of_session.queued() if before.state == TurnState.QUEUED else of_session.unheld()
-            won = free.filter(pk=before.pk, attempt=before.attempt).update(
+            free = of_session.queued() if turn.state == TurnState.QUEUED else of_session.unheld()
+            won = free.filter(pk=turn.pk, attempt=turn.attempt).update(
                 state=TurnState.RUNNING,
-                attempt=before.attempt + 1,
+                attempt=turn.attempt + 1,
                 holder=holder,
                 lease_until=Now() + lease,
-                started_at=before.started_at or timezone.now(),
+                started_at=(started_at := turn.started_at or timezone.now()),
             )
             if won != 1:
                 return None
-            turn = self.select_related("session__agent", "author").get(pk=before.pk)
-            if before.holder:
+            turn.state, turn.holder, turn.started_at = TurnState.RUNNING, holder, started_at
+            turn.attempt += 1
+            # By the database's clock: read from there when somebody asks.
+            del turn.lease_until
+            if lost_by:
                 logger.warning(
                     "%s was lost by %s; %s takes it up.",
-                    *(turn.pk, before.holder, holder),
+                    *(turn.pk, lost_by, holder),
                     extra={"session": session_id, "turn": turn.pk},
                 )
             Session.objects.filter(pk=session.pk).update(fence=turn.fence)
-            session.fence, session.agent, turn.session = turn.fence, turn.session.agent, session
-            session.record(
-                events.TurnStarted(attempt=turn.attempt, reason=before.reason_to_start()),
-                turn=turn,
-            )
-            session.settle()
+            session.fence, turn.session = turn.fence, session
+            session.record(events.TurnStarted(attempt=turn.attempt, reason=reason), turn=turn)
+            session.settle([turn.state])
             return turn
 
 
@@ -216,6 +217,7 @@ class Turn(Usage):
         from procrastinate.contrib.django import app
 
         app.configure_task("advance").defer(session_id=self.session_id)
+        live.work_waits(self.session_id)
 
     # -- transitions; each is called in a transaction that holds the session's lock ----------
 
@@ -243,7 +245,7 @@ class Turn(Usage):
         self.state = state
         session = self.session
         Session.objects.filter(pk=session.pk).update(fence="")
-        session.settle()
+        session.settle([state])
 
     def resume(self, *, by: str) -> bool:
         """Put a parked turn back to work, for any worker to take; say whether it was parked."""
@@ -251,7 +253,7 @@ class Turn(Usage):
             state=TurnState.RUNNING, lease_until=None, waiting_for=""
         )
         if won == 1:
-            self.session.settle(by=by)
+            self.session.settle([TurnState.RUNNING], by=by)
             self.enqueue()
         return won == 1
 
