@@ -162,7 +162,10 @@ class Feed:
             self.wake.set()
 
     async def _send_regions(self) -> None:
-        while owed := {reader for reader in self._owed if reader.has_room}:
+        while any(reader.has_room for reader in self._owed):
+            # What follows at once is shown together, and the first of it is not held up.
+            await asyncio.sleep(REGIONS_BREATH)
+            owed = {reader for reader in self._owed if reader.has_room}
             # Taken off before it is rendered: who is owed anew meanwhile gets it anew.
             self._owed -= owed
             users = {reader.user_id for reader in owed}
@@ -175,7 +178,6 @@ class Feed:
             for reader in owed & self.readers:
                 if reader.user_id in seeing:
                     await reader.send(text)
-            await asyncio.sleep(REGIONS_BREATH)
 
     async def _render(self, cursor: int, page: reading.Page) -> timeline.Frame:
         """Draw a page of events: a little at a time here, or in a thread if there is much text.

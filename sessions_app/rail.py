@@ -60,7 +60,8 @@ class RailFeed:
                 self._told = dict(await self._changes())
             while self.readers:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.wake.wait(), settings.SIGNALBOX["POLL_SECONDS"])
+                    async with asyncio.timeout(settings.SIGNALBOX["POLL_SECONDS"]):
+                        await self.wake.wait()
                     # Changes come in groups; one look answers for all of them.
                     await asyncio.sleep(BREATH)
                 if listening.done():
@@ -99,9 +100,11 @@ class RailFeed:
         self._told = changes
         # Who has no room now is told at a later look.
         self._owed &= self.readers
-        for reader in [reader for reader in self._owed if reader.has_room]:
-            self._owed.discard(reader)
-            await reader.send(render_to_string("sessions/rail_signal.html"))
+        if told := {reader for reader in self._owed if reader.has_room}:
+            self._owed -= told
+            signal = render_to_string("sessions/rail_signal.html")
+            for reader in told:
+                await reader.send(signal)
 
 
 _feed: RailFeed | None = None

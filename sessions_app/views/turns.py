@@ -14,15 +14,14 @@ from ..models import NotPossible, Session, Turn
 from ..models.session import WhenBusy
 from ..runners.base import Problem
 from .answers import done, posted, refused, session_address
-from .context import session_context
 from .sessions import workspace_context
 
 
 @posted(session_address)
 def turn_submit(request: HttpRequest, session_id: str) -> HttpResponse:
-    """Add a turn and answer with a fresh composer; its row arrives on the stream."""
+    """Add a turn and answer with a fresh form; its row arrives on the stream."""
     session = get_object_or_404(
-        Session.objects.visible_to(request.user).select_related("agent", "owner"), pk=session_id
+        Session.objects.visible_to(request.user).select_related("agent"), pk=session_id
     )
     instruction = submission.written(request.POST.get("instruction", ""))
     if reason := session.agent.why_not(request.user):
@@ -55,15 +54,15 @@ def _composer(
     *,
     status: int = 200,
 ) -> HttpResponse:
-    """The composer, with what was typed and chosen and what is wrong with it."""
+    """The form, with what was typed and chosen and what is wrong with it."""
     context: dict[str, object] = {"instruction": instruction, "problems": problems or []}
     if problems:
         context["when_busy"] = request.POST.get("when_busy")
     if not request.htmx:  # type: ignore[attr-defined]
         page = {**workspace_context(request, session), **context}
         return render(request, "sessions/workspace.html", page, status=status)
-    context = {**session_context(session), **context, "submission": uuid4().hex}
-    return render(request, "sessions/composer.html", context, status=status)
+    context |= {"session": session, "submission": uuid4().hex}
+    return render(request, "sessions/composer_form.html", context, status=status)
 
 
 @posted(lambda turn_id: reverse("home"))
