@@ -39,25 +39,27 @@ def decide(
 
     Repeating one's own decision changes nothing and is no error. Raises NotYours, Conflict.
     """
-    request = ApprovalRequest.objects.select_related("session__agent").get(pk=approval_id)
+    request = ApprovalRequest.objects.select_related("turn").get(pk=approval_id)
     with transaction.atomic():
-        session = Session.objects.lock(request.session_id)
+        session = Session.objects.select_related("agent").lock(request.session_id)
         # Asked anew under the lock, so that a permission lost meanwhile counts.
         by.refresh_from_db(fields=["is_staff", "is_active"])
         if not session.agent.may_decide(by):
             raise NotYours(f"Only staff and members of {session.agent.name} decide this.")
-        outcome = ApprovalState(ApprovalRequest.OUTCOMES[verdict])
+        resolved = {
+            "state": ApprovalState(ApprovalRequest.OUTCOMES[verdict]),
+            "resolved_at": timezone.now(),
+            "resolved_by": by.get_username(),
+            "reason": reason,
+        }
         won = ApprovalRequest.objects.filter(
             pk=approval_id, state=ApprovalState.PENDING, digest=digest
-        ).update(
-            state=outcome,
-            resolved_at=timezone.now(),
-            resolved_by=by.get_username(),
-            reason=reason,
-        )
-        request.refresh_from_db()
+        ).update(**resolved)
         if won != 1:
+            request.refresh_from_db()
             return _already(request, by, verdict, digest)
+        for name, value in resolved.items():
+            setattr(request, name, value)
         Decision.objects.create(
             request=request, by=by, verdict=verdict, reason=reason, digest=digest, channel=channel
         )
@@ -66,7 +68,7 @@ def decide(
         session.record(
             events.ApprovalRequestResolved(
                 approval_id=request.pk,
-                outcome=outcome.value.lower(),
+                outcome=request.state.lower(),
                 by=by.get_username(),
                 reason=reason,
             ),

@@ -53,7 +53,7 @@ def _row(found: ApprovalRequest, request: HttpRequest) -> dict[str, object]:
         "request": found,
         "session": found.session,
         "turn": found.turn,
-        "may_decide": found.session.agent.may_decide(request.user),
+        "may_decide": found.is_pending and found.session.agent.may_decide(request.user),
     }
 
 
@@ -82,16 +82,17 @@ def decision(request: HttpRequest, approval_id: str) -> HttpResponse:
     except decisions.NotYours as error:
         return refused(request, str(error), status=403)
     except decisions.Conflict as error:
-        return _card(request, found.pk, error=str(error), status=409)
+        return _card(request, found, error=str(error), status=409)
     if not request.htmx:  # type: ignore[attr-defined]
         return redirect(_back(request))
-    return _card(request, found.pk)
+    return _card(request, found)
 
 
 def _card(
-    request: HttpRequest, approval_id: str, *, error: str = "", status: int = 200
+    request: HttpRequest, found: ApprovalRequest, *, error: str = "", status: int = 200
 ) -> HttpResponse:
-    found = _visible(request, approval_id)
+    """The card as the request is now."""
+    found.refresh_from_db(fields=["state", "resolved_at", "resolved_by", "reason", "used_at"])
     context = {**_row(found, request), "error": error}
     if not request.htmx:  # type: ignore[attr-defined]
         page = {**rail_context(request.user), **context}  # type: ignore[arg-type]
