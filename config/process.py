@@ -79,6 +79,7 @@ class Process:
         jobs = app.with_connector(PatientConnector())
         async with jobs.open_async():
             worker().jobs = jobs.job_manager
+            worker().slots = asyncio.Semaphore(self.concurrency)
             self.working()
             try:
                 await jobs.run_worker_async(

@@ -53,7 +53,7 @@ SELECT session.id FROM unnest(%(sessions)s::text[]) AS session(id)
 async def advance(session_id: str) -> None:
     """Work through whatever the session has to do now. Harmless when there is nothing."""
     # Shielded: when the job's connection is lost, the work goes on under its lease.
-    await asyncio.shield(worker().begin(session_id))
+    await asyncio.shield(worker().follow(session_id))
 
 
 class Worker:
@@ -64,7 +64,10 @@ class Worker:
         self.stopping = asyncio.Event()
         self.jobs: JobManager | None = None
         """The job table, over a connection of the loop; set by whoever runs the worker."""
+        self.slots = asyncio.Semaphore(settings.SIGNALBOX["CONCURRENCY"])
         self._runs: dict[str, TurnRun] = {}
+        self._begun: dict[str, asyncio.Task[None]] = {}
+        """What was begun ahead of its job, which then only waits for it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._advancing = 0
         self._look = asyncio.Event()
@@ -76,15 +79,29 @@ class Worker:
 
     def begin(self, session_id: str) -> asyncio.Task[None]:
         """Advance a session in a task of the worker's own, and return it."""
-        task = asyncio.get_running_loop().create_task(self.advance(session_id))
+        task = asyncio.get_running_loop().create_task(self._in_slot(session_id))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def follow(self, session_id: str) -> asyncio.Task[None]:
+        """Advance a session for a job, or return the task that was begun ahead of it."""
+        return self._begun.pop(session_id, None) or self.begin(session_id)
+
+    def _begin_ahead(self, session_id: str) -> None:
+        """Advance a session for a job that is still on its way, if there is room."""
+        running = session_id in self._begun and not self._begun[session_id].done()
+        if self.jobs is not None and not running and not self.slots.locked():
+            self._begun[session_id] = self.begin(session_id)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             logger.error("A session could not be advanced.", exc_info=error)
+
+    async def _in_slot(self, session_id: str) -> None:
+        async with self.slots:
+            await self.advance(session_id)
 
     async def advance(self, session_id: str) -> None:
         self._advancing += 1
@@ -196,7 +213,8 @@ class Worker:
                 logger.exception("%s failed; trying again in %s s.", step.__name__, seconds)
             if hinted:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._look.wait(), seconds)
+                    async with asyncio.timeout(seconds):
+                        await self._look.wait()
                 self._look.clear()
             else:
                 await asyncio.sleep(seconds)
@@ -207,8 +225,11 @@ class Worker:
         channel = await layer.new_channel()
         await layer.group_add(live.WORKERS, channel)
         while True:
-            await layer.receive(channel)
-            self._look.set()
+            message = await layer.receive(channel)
+            if message["type"] == "worker.begin":
+                self._begin_ahead(message["session"])
+            else:
+                self._look.set()
 
     # -- stopping ----------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from channels.layers import get_channel_layer
+from django.conf import settings
 from django.db import transaction
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ WORKERS = "workers"
 
 _home: asyncio.AbstractEventLoop | None = None
 _sending: set[asyncio.Task[None]] = set()
+_changed: set[str] = set()
+_listed: set[str] = set()
 
 
 def session_group(session_id: str) -> str:
@@ -48,6 +51,16 @@ def cancel_requested() -> None:
     """Hint, after commit, that workers should look for requests to cancel."""
     look = partial(_group_send, WORKERS, {"type": "worker.look"})
     transaction.on_commit(lambda: _send(look), robust=True)
+
+
+def work_waits(session_id: str) -> None:
+    """Have the worker of this very process, if it is the only one, begin right after commit.
+
+    The job that is stored with the work comes some milliseconds later, and to whoever has room.
+    """
+    if not settings.REDIS:
+        begin = partial(_group_send, WORKERS, {"type": "worker.begin", "session": session_id})
+        transaction.on_commit(lambda: _send(begin), robust=True)
 
 
 def sign_in_key(session_key: str | None) -> str:
@@ -75,7 +88,19 @@ async def draft(session_id: str, turn_id: str, ref: str, text: str) -> None:
 
 
 def _hint_session(session_id: str, rail: bool) -> None:
-    _send(partial(hint_session, session_id, rail=rail))
+    if rail:
+        _listed.add(session_id)
+    _changed.add(session_id)
+    _send(_hint_changed)
+
+
+async def _hint_changed() -> None:
+    """Hint at what was committed until now: many commits make few hints when it is busy."""
+    while _changed:
+        session_id = _changed.pop()
+        rail = session_id in _listed
+        _listed.discard(session_id)
+        await hint_session(session_id, rail=rail)
 
 
 async def _group_send(group: str, message: dict[str, Any]) -> None:
