@@ -12,6 +12,8 @@ from .report import Report
 from .stage import Stage, until, viewers
 
 ANSWERED_IN = 15.0
+# One event, and then the agent goes on, as agents do.
+WORK = {"most": 1, "goes_on": 0.1}
 
 
 def measure(stage: Stage, report: Report, *, times: int) -> None:
@@ -25,7 +27,7 @@ def submits(stage: Stage, report: Report, times: int) -> None:
     stage.settled(sessions)
     posts = []
     for session in sessions:
-        body = urlencode({"instruction": json.dumps({"most": 1}), "submission": ""})
+        body = urlencode({"instruction": json.dumps(WORK), "submission": ""})
         posts.append({**_form(stage), "path": f"/sessions/{session.pk}/turns/", "body": body})
     _judge(report, "submit to the runner's first event", _ask(stage, sessions, posts))
 
@@ -42,7 +44,7 @@ def decisions(stage: Stage, report: Report, times: int) -> None:
 
 def parked(stage: Stage, count: int) -> list[Session]:
     """Sessions whose first turn waits for a decision."""
-    sessions = [stage.session(ask=True, most=1) for _ in range(count)]
+    sessions = [stage.session(ask=True, **WORK) for _ in range(count)]
     stage.settled(sessions, "WAITING_FOR_PERMISSION")
     return sessions
 
@@ -72,7 +74,7 @@ def waiting(stage: Stage, report: Report, count: int = 100) -> None:
     report.at_most(f"{count} sessions wait on a person: slots they occupy", held, "slots", 0)
     one = stage.session()
     stage.settled([one])
-    body = urlencode({"instruction": json.dumps({"most": 1}), "submission": ""})
+    body = urlencode({"instruction": json.dumps(WORK), "submission": ""})
     post = {**_form(stage), "path": f"/sessions/{one.pk}/turns/", "body": body}
     result = _ask(stage, [one], [post])
     name = f"{count} sessions wait on a person: one more submits, to its first event"

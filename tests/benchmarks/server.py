@@ -5,6 +5,7 @@ Reads and renders are counted from outside, and told when a line comes on the st
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
@@ -25,7 +26,7 @@ counted: Counter[str] = Counter()
 
 
 class LoadRunner:
-    """Its instruction is JSON: what to say, and whether to ask a person first."""
+    """Its instruction is JSON: what to say, whether to ask a person first, how long to go on."""
 
     kind = "load"
     label = "Load"
@@ -38,8 +39,10 @@ class LoadRunner:
         told = json.loads(turn.instruction)
         if told.pop("ask", False):
             await turn.permit("load", ACTION, title="true", ask=True)
+        goes_on = told.pop("goes_on", 0)
         async for type, data in load.emitted(load.Spec(**told)):
             yield events.PAYLOADS[type](**data)
+        await asyncio.sleep(goes_on)
 
 
 ACTION = Action(kind="shell", tool="bash", source="true\n", timeout=5, confined=True, network=False)

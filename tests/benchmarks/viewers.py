@@ -22,6 +22,7 @@ from .load import MARK
 NUMBERS = re.compile(r"<!--(\d+) (\d+)-->")
 QUIET = 1.5
 LONGEST = 25.0
+BETWEEN = 0.5
 
 
 @dataclass
@@ -165,6 +166,7 @@ class Crowd:
                 async with asyncio.timeout(LONGEST):
                     await viewer.came.wait()
             spent.append(viewer.arrivals[0][2] - before)
+            await asyncio.sleep(BETWEEN)
         writer.close()
         for viewer in self.viewers:
             viewer.forget()
