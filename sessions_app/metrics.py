@@ -82,7 +82,7 @@ for by in ("feed", "rescue"):
 
 def claimed(turn: Turn) -> None:
     """Count how long a turn waited; its session was read before the claim was recorded."""
-    waited = time.time() - turn.session.last_activity_at.timestamp()
+    waited = time.time() - turn.session.listed_at.timestamp()
     CLAIM.labels("first" if turn.attempt == 1 else "later").observe(max(0.0, waited))
 
 

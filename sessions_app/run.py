@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 # How many payloads may wait to be stored before their runner has to. Few, since what a runner says
 # beyond what can be stored only lengthens the way of everything it says.
-BACKLOG = 12
+BACKLOG = 10
 TAIL_SECONDS = 0.1
 TAIL_AGAIN = 10
 CANCEL_SECONDS = 4.0

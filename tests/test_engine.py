@@ -291,7 +291,7 @@ def test_thousands_of_payloads_are_stored_in_their_order(session, scripted, monk
     )
     assert sum(sizes) == THOUSANDS
     assert max(sizes) <= BACKLOG
-    assert len(sizes) < THOUSANDS / 10, "what arrives while an append is under way rides together"
+    assert len(sizes) < THOUSANDS / 5, "what arrives while an append is under way rides together"
 
 
 def test_a_lone_payload_is_stored_at_once(session, scripted):

@@ -121,7 +121,7 @@ def test_a_claim_is_counted_with_what_it_waited(session):
     before = value("signalbox_claim_seconds_count", attempt="first")
     waited = value("signalbox_claim_seconds_sum", attempt="first")
     Session.objects.filter(pk=session.pk).update(
-        last_activity_at=session.last_activity_at.replace(microsecond=0) - timedelta(seconds=100)
+        listed_at=session.listed_at.replace(microsecond=0) - timedelta(seconds=100)
     )
     asyncio.run(work(session.pk))
     assert value("signalbox_claim_seconds_count", attempt="first") == before + 1

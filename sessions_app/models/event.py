@@ -15,11 +15,14 @@ from ..events import Payload
 
 # Allocated under the session's row lock, so commit order equals number order and a cursor over
 # `seq` loses nothing. The fence is a column of the very row that is locked: a test of another
-# table in this statement would be evaluated on an old snapshot.
+# table in this statement would be evaluated on an old snapshot. Lists are ordered by the last
+# activity: as long as that is exact to a second, most updates have no index to change.
 APPEND = """
 WITH numbered AS (
     UPDATE sessions_app_session
-       SET last_seq = last_seq + %(count)s, last_activity_at = clock_timestamp(),
+       SET last_seq = last_seq + %(count)s,
+           last_activity_at = CASE WHEN last_activity_at < clock_timestamp() - interval '1 second'
+               THEN clock_timestamp() ELSE last_activity_at END,
            listed_at = CASE WHEN %(listed)s THEN clock_timestamp() ELSE listed_at END
      WHERE id = %(session)s AND (%(fence)s::text IS NULL OR fence = %(fence)s)
  RETURNING last_seq
