@@ -1,4 +1,4 @@
-"""Many sockets: what one event costs when 500 watch, and what a socket costs that only waits."""
+"""Many sockets: what one event costs when many watch, and what a socket costs that only waits."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from sessions_app.models import Session
 from .report import Report
 from .stage import Helper, Stage, viewers
 
-SOCKETS = 500
 EVENTS = 40
 RATE = 20
 
 
-def measure(stage: Stage, report: Report) -> None:
-    report.part(f"{SOCKETS} sockets")
+def measure(stage: Stage, report: Report, *, sockets: int) -> None:
+    report.part(f"{sockets} sockets")
     one = stage.session()
     many = [
         Session.objects.create(agent=stage.agent, owner=stage.people[0], title="One of many")
-        for _ in range(SOCKETS)
+        for _ in range(sockets)
     ]
     stage.settled([one])
     with viewers() as people:
@@ -35,26 +34,26 @@ def measure(stage: Stage, report: Report) -> None:
         people.ask(do="leave")
     with viewers() as crowd, viewers() as others:
         before = stage.memory()
-        _connect(stage, crowd, [stage.socket(one, n) for n in range(SOCKETS)])
+        _connect(stage, crowd, [stage.socket(one, n) for n in range(sockets)])
         together = stage.memory()
         _connect(stage, others, [stage.socket(s, n) for n, s in enumerate(many)])
         apart = stage.memory()
         counts = _say(stage, crowd, one)
         report.at_most(
-            f"{SOCKETS} sockets on one session: memory of an idle socket",
-            (together - before) / SOCKETS / 1024, "KiB", 50,
+            f"{sockets} sockets on one session: memory of an idle socket",
+            (together - before) / sockets / 1024, "KiB", 50,
         )  # fmt: skip
         report.at_most(
-            f"{SOCKETS} sockets on {SOCKETS} sessions: memory of an idle socket",
-            (apart - together) / SOCKETS / 1024, "KiB", 50,
+            f"{sockets} sockets on {sockets} sessions: memory of an idle socket",
+            (apart - together) / sockets / 1024, "KiB", 50,
         )  # fmt: skip
         for what in ("reads", "renders"):
             report.ratio_at_most(
-                f"{SOCKETS} sockets on one session: {what} per event, beside one socket's",
+                f"{sockets} sockets on one session: {what} per event, beside one socket's",
                 counts[what], what, beside=alone[what], most=1.1,
             )  # fmt: skip
         report.note(
-            f"{SOCKETS} sockets on one session: frames per event and socket",
+            f"{sockets} sockets on one session: frames per event and socket",
             counts["frames"], "frames",
         )  # fmt: skip
         _spread(stage, report, many, others)
@@ -92,11 +91,12 @@ def _spread(stage: Stage, report: Report, many: list[Session], people: Helper) -
     result = people.ask(do="collect", start=start, until=start + events / 2 + 0.5)
     after = stage.counted()
     said = len(speaking) * events
+    name = f"{len(many)} sockets on {len(many)} sessions"
     report.note(
-        f"{SOCKETS} sockets on {SOCKETS} sessions: reads per event",
+        f"{name}: reads per event",
         (after["reads"] - before["reads"]) / said, "reads",
     )  # fmt: skip
     report.note(
-        f"{SOCKETS} sockets on {SOCKETS} sessions: frames per event",
+        f"{name}: frames per event",
         result["frames"] / said, "frames",
     )  # fmt: skip

@@ -59,6 +59,7 @@ class Session:
                     "turn": None,
                     "fence": None,
                     "count": len(batch),
+                    "listed": False,
                     "events": json.dumps(events),
                 },
             )

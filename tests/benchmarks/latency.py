@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,7 +49,9 @@ class Side:
         return median([round[name] for round in self.rounds])
 
 
-def measure(stage: Stage, report: Report, *, rounds: int, seconds: float) -> None:
+def measure(
+    stage: Stage, report: Report, loads: Sequence[Load], *, rounds: int, seconds: float
+) -> None:
     report.part("From emission to the rendered frame, beside the floor")
     ours = [stage.session() for _ in range(20)]
     bare = [
@@ -58,7 +61,7 @@ def measure(stage: Stage, report: Report, *, rounds: int, seconds: float) -> Non
     stage.settled(ours)
     with helper("floor") as floor:
         port = floor.ask(database=database(), append=APPEND)["port"]
-        for load in LOADS:
+        for load in loads:
             product, beside = Side(), Side()
             for _ in range(rounds):
                 beside.rounds.append(_floor(floor, port, load, bare[: load.sessions], seconds))

@@ -20,9 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from .load import MARK
 
 NUMBERS = re.compile(r"<!--(\d+) (\d+)-->")
-QUIET = 1.5
+QUIET = 0.8
 LONGEST = 25.0
-BETWEEN = 0.5
+BETWEEN = 0.3
 
 
 @dataclass
