@@ -91,7 +91,8 @@ def _ours(session: Session, payloads: list[events.Payload]) -> Callable[[], None
 
 def _bare(conn: psycopg.Connection[Any], parameters: dict[str, Any]) -> Callable[[], None]:
     def once() -> None:
-        conn.execute(APPEND, parameters).fetchone()
+        with conn.transaction():
+            conn.execute(APPEND, parameters).fetchone()
 
     return once
 
