@@ -1,7 +1,7 @@
-"""`record()` beside the same SQL statement done bare.
+"""`record()` beside the same SQL done bare.
 
 Both sides have one connection and one session per writer, each a thread. The bare side executes the
-product's statement on a psycopg connection in autocommit mode, with its parameters made beforehand;
+product's statement in a transaction on a psycopg connection, with its parameters made beforehand;
 the product's side is `Session.record` in a transaction, as every transition of state calls it, in a
 process that has an event loop to send hints to.
 """
