@@ -36,7 +36,7 @@ class RailConsumer(AsyncWebsocketConsumer):
     def join_rail(self, user: User, *, cursor: int) -> Reader:
         key = live.sign_in_key(self.scope["session"].session_key)
         self.reader = Reader(user.pk, cursor, self.send_text, self.close, key)
-        self.rail_feed = rail.join(self.reader)
+        self.rail_feed = rail.join(self.reader, _rendered_at(self.scope))
         metrics.SOCKETS.inc()
         return self.reader
 
@@ -109,6 +109,12 @@ def _cursor(scope: dict[str, Any]) -> int | None:
     """Return `after` from the address, None when it is not a number from 0 on."""
     given = parse_qs(scope["query_string"].decode(errors="replace")).get("after", ["0"])[0]
     return int(given) if given.isascii() and given.isdigit() and len(given) < 19 else None
+
+
+def _rendered_at(scope: dict[str, Any]) -> int | None:
+    """Return `at` from the address: when the page was made, in seconds since 1970."""
+    given = parse_qs(scope["query_string"].decode(errors="replace")).get("at", [""])[0]
+    return int(given) if given.isascii() and given.isdigit() and len(given) < 12 else None
 
 
 def _explain(cursor: int | None, last_seq: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,9 @@ from .readers import NOT_YOURS, Reader, stop, supervise
 from .threads import AWAY, in_thread, pool
 
 BREATH = 0.3
+REMEMBERED = 50
+# By how much the clocks of two machines may differ, in seconds.
+APART = 1
 
 LISTED = """
 SELECT id, listed_at FROM sessions_app_session
@@ -36,6 +40,14 @@ class RailFeed:
         self.wake = asyncio.Event()
         self._told: dict[str, datetime] = {}
         self._owed: set[Reader] = set()
+        self._new: dict[Reader, int] = {}
+        """Who came since the last look, and when their pages were made."""
+
+    def join(self, reader: Reader, rendered_at: int | None) -> None:
+        self.readers.add(reader)
+        if rendered_at is not None:
+            self._new[reader] = rendered_at
+            self.wake.set()
 
     async def run(self) -> None:
         """Serve until the last reader has left. A feed that ends is never joined again."""
@@ -92,6 +104,7 @@ class RailFeed:
 
     async def _look(self) -> None:
         changes = dict(await self._changes())
+        await self._look_for_new(changes)
         fresh = [session for session, at in changes.items() if self._told.get(session) != at]
         if fresh:
             users = {reader.user_id for reader in self.readers}
@@ -106,19 +119,37 @@ class RailFeed:
             for reader in told:
                 await reader.send(signal)
 
+    async def _look_for_new(self, changes: dict[str, datetime]) -> None:
+        """See who comes with lists that have changed between their page and their socket."""
+        new, self._new = self._new, {}
+        oldest = time.time() - REMEMBERED
+        known = {reader: at for reader, at in new.items() if at > oldest}
+        # What was changed before that is not known any more.
+        self._owed |= new.keys() - known.keys()
+        since = min(known.values(), default=0) - APART
+        fresh = [session for session, at in changes.items() if at.timestamp() > since]
+        if known and fresh:
+            users = {reader.user_id for reader in known}
+            concerned = await in_thread(Session.objects.viewers_among, fresh, users)
+            self._owed |= {reader for reader in known if reader.user_id in concerned}
+
 
 _feed: RailFeed | None = None
 
 
-def join(reader: Reader) -> RailFeed:
-    """Let a socket hear of changed lists, starting the feed if it is the first."""
+def join(reader: Reader, rendered_at: int | None = None) -> RailFeed:
+    """Let a socket hear of changed lists, starting the feed if it is the first.
+
+    `rendered_at` says when its page was made, in seconds since 1970: what has changed since then
+    is told to it too.
+    """
     global _feed
     if _feed is None:
         _feed = RailFeed()
-        _feed.readers.add(reader)
+        _feed.join(reader, rendered_at)
         supervise(_feed.run(), _feed.readers)
     else:
-        _feed.readers.add(reader)
+        _feed.join(reader, rendered_at)
     return _feed
 
 

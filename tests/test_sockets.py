@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -398,9 +399,46 @@ async def test_lists_are_refreshed_when_every_hint_is_lost(agent, alice, monkeyp
     session = await opened(agent, alice)
     client = Client()
     await in_thread(client.force_login, alice)
-    page = socket(client, "/ws/rail/")
+    page = socket(client, f"/ws/rail/?at={int(time.time())}")
     await page.connect()
     monkeypatch.setattr(live, "_group_send", lost)
+    await in_thread(session.submit, "More.", author=alice)
+    assert "rail" in await page.receive_from(timeout=5)
+    await page.disconnect()
+
+
+@pytest.mark.parametrize("seconds", [5, 500], ids=["a while", "long"])
+async def test_lists_that_changed_between_a_page_and_its_socket_are_refreshed(
+    agent, alice, charlie, seconds
+):
+    await opened(agent, alice)
+    made = int(time.time()) - seconds
+    client = Client()
+    await in_thread(client.force_login, alice)
+    page = socket(client, f"/ws/rail/?at={made}")
+    await page.connect()
+    assert "rail" in await page.receive_from(timeout=5)
+    await page.disconnect()
+
+
+async def test_lists_that_somebody_else_changed_meanwhile_are_not(agent, alice, charlie):
+    await opened(agent, alice)
+    client = Client()
+    await in_thread(client.force_login, charlie)
+    page = socket(client, f"/ws/rail/?at={int(time.time()) - 5}")
+    await page.connect()
+    assert await page.receive_nothing(timeout=1)
+    await page.disconnect()
+
+
+@pytest.mark.parametrize("at", ["", "x", "-5", "9" * 40, "1e9"])
+async def test_a_page_that_does_not_say_when_it_was_made_is_told_of_changes(agent, alice, at):
+    session = await opened(agent, alice)
+    client = Client()
+    await in_thread(client.force_login, alice)
+    page = socket(client, f"/ws/rail/?at={at}")
+    await page.connect()
+    assert await page.receive_nothing(timeout=0.5)
     await in_thread(session.submit, "More.", author=alice)
     assert "rail" in await page.receive_from(timeout=5)
     await page.disconnect()

@@ -12,7 +12,7 @@ export const connection = { socket: null, wrapper: null };
 
 htmx.createWebSocket = (url) => {
   const last = timeline()?.dataset.last;
-  connection.socket = open(last === undefined ? url : `${url}?after=${last}`);
+  connection.socket = open(last === undefined ? url : `${url}&after=${last}`);
   listen(connection.socket);
   return connection.socket;
 };
