@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ActionForm
 from django.db.models import Field, QuerySet
 from django.forms import Select
 from django.http import HttpRequest
 
+from . import submission
 from .models import Agent, Artifact, Event, ExecutionEnvironment, NotPossible, Session, Turn
 from .models.usage import Usage
 from .runners import registry
@@ -33,8 +36,16 @@ class ReadOnly:
         return False
 
 
+class WithReason(ActionForm):
+    """Beside the choice of an action: the words that its event will tell."""
+
+    reason = forms.CharField(required=False, max_length=500, label="Reason: ")
+
+
 class Movable(ReadOnly):
     """Rows that staff who may change them move on, by the same verbs as everybody."""
+
+    action_form = WithReason
 
     def has_move_permission(self, request: HttpRequest) -> bool:
         meta = self.model._meta  # type: ignore[attr-defined]
@@ -122,8 +133,10 @@ class SessionAdmin(Movable, admin.ModelAdmin):
         self.move(request, sessions, lambda session, by: session.unarchive(by=by), "unarchived")
 
     def _close(self, request: HttpRequest, sessions: QuerySet[Session], state: str) -> None:
-        done = Session.State(state).label
-        self.move(request, sessions, lambda session, by: session.close(state, by=by), done)
+        done, reason = Session.State(state).label, _reason(request)
+        self.move(
+            request, sessions, lambda session, by: session.close(state, by=by, reason=reason), done
+        )
 
 
 @admin.register(Turn)
@@ -141,11 +154,21 @@ class TurnAdmin(Movable, admin.ModelAdmin):
     @admin.action(description="Cancel the selected turns", permissions=["move"])
     def cancel(self, request: HttpRequest, turns: QuerySet[Turn]) -> None:
         """Queued and waiting ones end at once; running ones are asked to."""
-        self.move(request, turns, lambda turn, by: turn.cancel(by=by), "cancelled or asked to end")
+        reason = _reason(request)
+        self.move(
+            request,
+            turns,
+            lambda turn, by: turn.cancel(by=by, reason=reason),
+            "cancelled or asked to end",
+        )
 
     @admin.action(description="Retry the selected turns", permissions=["move"])
     def retry(self, request: HttpRequest, turns: QuerySet[Turn]) -> None:
         self.move(request, turns, _retry, "submitted again")
+
+
+def _reason(request: HttpRequest) -> str:
+    return submission.written(request.POST.get("reason", "")).strip()
 
 
 def _retry(turn: Turn, by: User) -> None:

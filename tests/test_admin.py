@@ -211,9 +211,9 @@ def test_staff_without_rights_see_nothing(client):
 # -- sessions and turns are moved here -------------------------------------------------------------
 
 
-def act(user: User, model: type[Model], action: str, *rows: Model) -> str:
+def act(user: User, model: type[Model], action: str, *rows: Model, reason: str = "") -> str:
     """Tick rows of a list, choose an action, and return the page that follows."""
-    form = {"action": action, "_selected_action": [row.pk for row in rows]}
+    form = {"action": action, "_selected_action": [row.pk for row in rows], "reason": reason}
     answer = signed_in(user).post(place(model), form, follow=True)
     return html.unescape(answer.content.decode())
 
@@ -283,6 +283,17 @@ def test_markup_in_a_title_is_shown_as_it_is_written(agent, alice, staff):
     raw = signed_in(staff).post(place(Session), form, follow=True).content.decode()
     assert "&lt;b&gt;busy&lt;/b&gt;" in raw
     assert "<b>busy</b>" not in raw
+
+
+def test_what_ends_something_says_why(resting, agent, alice, staff):
+    assert 'name="reason"' in page(signed_in(staff), place(Session))
+    act(staff, Session, "cancel", resting[0], reason=" The week is over. ")
+    told = resting[0].events.get(type="session.cancelled").data
+    assert (told["by"], told["reason"]) == ("admin", "The week is over.")
+    session = open_session(agent, alice)
+    act(staff, Turn, "cancel", session.turns.get(), reason="Not this one.")
+    told = session.events.get(type="turn.cancelled").data
+    assert (told["by"], told["reason"]) == ("admin", "Not this one.")
 
 
 def test_turns_are_cancelled_and_retried_from_their_list(agent, alice, staff):
