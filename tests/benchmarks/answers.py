@@ -70,8 +70,9 @@ def waiting(stage: Stage, report: Report, count: int = 100) -> None:
     """Many that wait on a person hold no slot: work that comes after them starts at once."""
     report.part(f"{count} sessions that wait on a person")
     sessions = parked(stage, count)
-    held = Session.objects.filter(pk__in=[s.pk for s in sessions], turns__state="RUNNING").count()
-    report.at_most(f"{count} sessions wait on a person: slots they occupy", held, "slots", 0)
+    report.at_most(
+        f"{count} sessions wait on a person: slots they occupy", stage.running(), "slots", 0
+    )
     one = stage.session()
     stage.settled([one])
     body = urlencode({"instruction": json.dumps(WORK), "submission": ""})

@@ -39,11 +39,11 @@ def measure(stage: Stage, report: Report, *, sockets: int) -> None:
         _connect(stage, others, [stage.socket(s, n) for n, s in enumerate(many)])
         apart = stage.memory()
         counts = _say(stage, crowd, one)
-        report.at_most(
+        report.below(
             f"{sockets} sockets on one session: memory of an idle socket",
             (together - before) / sockets / 1024, "KiB", 50,
         )  # fmt: skip
-        report.at_most(
+        report.below(
             f"{sockets} sockets on {sockets} sessions: memory of an idle socket",
             (apart - together) / sockets / 1024, "KiB", 50,
         )  # fmt: skip

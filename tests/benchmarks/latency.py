@@ -53,6 +53,7 @@ def measure(
     stage: Stage, report: Report, loads: Sequence[Load], *, rounds: int, seconds: float
 ) -> None:
     report.part("From emission to the rendered frame, beside the floor")
+    stage.tidy()
     ours = [stage.session() for _ in range(20)]
     bare = [
         Session.objects.create(agent=stage.agent, owner=stage.people[0], title="Floor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ class Report:
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) for row in self.rows]
-        path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps({"rows": rows}, indent=1, allow_nan=False) + "\n")
 
 
 HEAD = f"{'':74}{'value':>11} {'unit':<18}{'ratio':>7}  {'target':<24}"
@@ -92,6 +93,6 @@ def _rounded(value: float | None) -> float | None:
 
 
 def median(values: Sequence[float]) -> float:
-    if not values:
+    if not values or any(math.isnan(value) for value in values):
         raise SystemExit("Nothing was measured where something had to be.")
     return statistics.median(values)

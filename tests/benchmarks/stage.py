@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PEOPLE = 20
 # More turns at once than any load has sessions; the database has to have room for all.
 CONCURRENCY = 40
+METRICS_TOKEN = "of-the-benchmark"
 
 
 @contextmanager
@@ -47,6 +51,7 @@ def surroundings() -> Iterator[Path]:
         "DATABASE_POOL": str(CONCURRENCY),
         "DJANGO_SETTINGS_MODULE": "config.settings",
         "LOG_LEVEL": "WARNING",
+        "SIGNALBOX_METRICS_TOKEN": METRICS_TOKEN,
     }
     try:
         yield data
@@ -207,6 +212,22 @@ class Stage:
     @property
     def websockets(self) -> str:
         return f"ws://127.0.0.1:{self.served.port}"
+
+    def running(self) -> int:
+        """How many turns the server runs now, by its own metrics."""
+        address = urllib.parse.urljoin(self.served.base, "/metrics")
+        allowed = {"Authorization": f"Bearer {METRICS_TOKEN}"}
+        with urllib.request.urlopen(urllib.request.Request(address, headers=allowed)) as answer:
+            told = answer.read().decode()
+        return int(float(re.findall(r"^signalbox_running (\S+)$", told, re.MULTILINE)[0]))
+
+    def tidy(self) -> None:
+        """Have the database clean up what was written so far, so that it does not do so later."""
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM ANALYZE")
+            cursor.execute("CHECKPOINT")
 
     # -- what it costs -----------------------------------------------------------------------
 
