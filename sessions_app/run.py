@@ -136,8 +136,9 @@ class TurnRun:
         if self.turn.attempt > 1 and not runner.capabilities.resumes:
             raise TurnFailure(
                 "lost_worker",
-                f"The worker that ran this turn is gone, and {runner.label} cannot go on from the "
-                "middle. Retry it to start from the beginning.",
+                "The worker that ran this turn is gone, or let go of it to stop or to wait for a "
+                f"decision, and {runner.label} cannot go on from the middle. Retry it to start "
+                "from the beginning.",
             )
         if self.turn.attempt > 1:
             self.history = await self._insist(self._load_history)
@@ -145,8 +146,10 @@ class TurnRun:
         async with contextlib.aclosing(stream):  # type: ignore[type-var]
             async for payload in stream:
                 await self._take(payload)
-                # Not between a call's start and its work: that would count as interrupted.
-                if self.worker.stopping.is_set() and not isinstance(payload, ToolCallStarted):
+                # Not between a call's start and its work: that would count as interrupted. And who
+                # could not go on elsewhere has the whole grace to come to an end here.
+                between = runner.capabilities.resumes and not isinstance(payload, ToolCallStarted)
+                if self.worker.stopping.is_set() and between:
                     self._handing_back = True
                     return
 

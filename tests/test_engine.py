@@ -1418,6 +1418,32 @@ def test_a_run_whose_waiter_is_cancelled_is_stopped(session, scripted):
     play(story)
 
 
+def test_a_runner_that_cannot_resume_has_the_whole_grace_to_end(session, scripted):
+    scripted.capabilities = Capabilities(cancels=True)
+
+    async def story() -> None:
+        worker, begun, may_go_on = Worker(), asyncio.Event(), asyncio.Event()
+
+        async def script(turn: TurnContext) -> AsyncIterator[Payload]:
+            yield say("One.")
+            begun.set()
+            await may_go_on.wait()
+            yield say("Two.")
+            yield say("Three.")
+
+        scripted.script = script
+        running = asyncio.create_task(worker.advance(session.pk))
+        await begun.wait()
+        stopping = asyncio.create_task(worker.stop(grace=20))
+        await worker.stopping.wait()
+        may_go_on.set()
+        await asyncio.gather(running, stopping)
+
+    play(story)
+    assert said(session) == ["One.", "Two.", "Three."]
+    assert turn_of(session).state == "COMPLETED"
+
+
 def test_a_job_that_is_cancelled_leaves_its_turn_running_under_its_lease(session, scripted):
     async def story() -> None:
         may_go_on = asyncio.Event()
