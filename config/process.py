@@ -20,6 +20,8 @@ from sessions_app.threads import close_pool
 logger = logging.getLogger(__name__)
 
 LAST_WORDS = 5
+# Work that was made here has begun by then, and its job takes no time from it.
+BEHIND_SECONDS = 0.1
 
 
 class Process:
@@ -35,6 +37,8 @@ class Process:
         self.loop = loop or asyncio.new_event_loop()
         self.working = working
         """Called when turns are taken up: at the start, and after the database was away."""
+        self.behind = 0.0
+        """How many seconds late notice is taken of new jobs."""
         self._jobs: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -46,6 +50,7 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._stop)
         if self.concurrency:
+            worker().slots = asyncio.Semaphore(self.concurrency)
             self._jobs = self.loop.create_task(_keep("the worker", self._work))
             loops = self.loop.create_task(_keep("the worker's loops", worker().look_after))
             self._tasks = [self._jobs, loops]
@@ -76,10 +81,9 @@ class Process:
 
     async def _work(self) -> None:
         """Take wake-ups from the job table until cancelled."""
-        jobs = app.with_connector(PatientConnector())
+        jobs = app.with_connector(PatientConnector(behind=self.behind))
         async with jobs.open_async():
             worker().jobs = jobs.job_manager
-            worker().slots = asyncio.Semaphore(self.concurrency)
             self.working()
             try:
                 await jobs.run_worker_async(

@@ -12,10 +12,11 @@ from typing import Any
 from daphne.server import Server, twisted_loop  # isort:skip
 
 from daphne.endpoints import build_endpoint_description_strings
+from django.conf import settings
 from twisted.internet import reactor
 
 from config.asgi import application
-from config.process import Process
+from config.process import BEHIND_SECONDS, Process
 from config.sockets import Socket
 from sessions_app import feeds
 from sessions_app.readers import LONGEST_MESSAGE
@@ -110,6 +111,7 @@ class WebProcess(Process):
         self, host: str, port: int, listening: Callable[[], None], *, concurrency: int
     ) -> None:
         super().__init__(concurrency, twisted_loop)
+        self.behind = 0.0 if settings.REDIS else BEHIND_SECONDS
         self.web = WebServer(host, port, listening)
 
     def _live(self) -> int:

@@ -67,7 +67,7 @@ class Worker:
         self.slots = asyncio.Semaphore(settings.SIGNALBOX["CONCURRENCY"])
         self._runs: dict[str, TurnRun] = {}
         self._begun: dict[str, asyncio.Task[None]] = {}
-        """What was begun ahead of its job, which then only waits for it."""
+        """What is being worked ahead of its job, which then only waits for it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._advancing = 0
         self._look = asyncio.Event()
@@ -90,9 +90,16 @@ class Worker:
 
     def _begin_ahead(self, session_id: str) -> None:
         """Advance a session for a job that is still on its way, if there is room."""
-        running = session_id in self._begun and not self._begun[session_id].done()
-        if self.jobs is not None and not running and not self.slots.locked():
-            self._begun[session_id] = self.begin(session_id)
+        if self.jobs is None or session_id in self._begun or self.slots.locked():
+            return
+        task = self._begun[session_id] = self.begin(session_id)
+
+        def over(_: asyncio.Task[None]) -> None:
+            # A job that comes now looks for itself: there may be more to do, or all of it still.
+            if self._begun.get(session_id) is task:
+                del self._begun[session_id]
+
+        task.add_done_callback(over)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

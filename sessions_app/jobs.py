@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import psycopg
-from django.conf import settings
 from procrastinate.connector import Notify
 from procrastinate.contrib.django.utils import connector_params
 from procrastinate.exceptions import ConnectorException
@@ -23,7 +22,6 @@ from .threads import AWAY, why
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 0.5
-BEHIND_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -34,11 +32,11 @@ class PatientConnector(PsycopgConnector):
     A job that was taken without our hearing of it is only a wake-up less, and found by `rescue`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, behind: float = 0.0) -> None:
+        """Take notice of new jobs `behind` seconds late: what begins ahead of them comes first."""
         super().__init__(kwargs=connector_params())
         self._told = False
-        # The only worker has begun by then, and the job takes no time from it.
-        self._behind = 0.0 if settings.REDIS else BEHIND_SECONDS
+        self._behind = behind
 
     async def execute_query_async(self, query: Any, **arguments: Any) -> None:
         again = False

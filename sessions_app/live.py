@@ -98,8 +98,8 @@ async def _hint_changed() -> None:
     """Hint at what was committed until now: many commits make few hints when it is busy."""
     while _changed:
         session_id = _changed.pop()
-        rail = session_id in _listed
-        _listed.discard(session_id)
+        if rail := session_id in _listed:
+            _listed.discard(session_id)
         await hint_session(session_id, rail=rail)
 
 

@@ -81,8 +81,8 @@ for by in ("feed", "rescue"):
 
 
 def claimed(turn: Turn) -> None:
-    """Count how long a turn waited; its session was read before the claim was recorded."""
-    waited = time.time() - turn.session.listed_at.timestamp()
+    """Count how long a turn that was just claimed had waited for it."""
+    waited = time.time() - turn.ready_at.timestamp() if turn.ready_at else 0.0
     CLAIM.labels("first" if turn.attempt == 1 else "later").observe(max(0.0, waited))
 
 

@@ -6,15 +6,18 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from typing import Any, cast
+from unittest.mock import AsyncMock, Mock
 
+import psycopg
 import pytest
+from channels.layers import get_channel_layer
 from django.test import AsyncRequestFactory
 from procrastinate.manager import JobManager
 
 from config import asgi
-from sessions_app import engine
+from sessions_app import engine, live
 from sessions_app.events import MessageCreated, Payload
-from sessions_app.models import Agent, Session
+from sessions_app.models import Agent, Session, Turn
 from sessions_app.runners import registry
 from sessions_app.runners.base import Capabilities, Problem, TurnContext
 from sessions_app.threads import in_thread
@@ -62,10 +65,11 @@ async def patient(agent: Agent) -> AsyncIterator[Patient]:
 async def worker(one_loop: None) -> AsyncIterator[engine.Worker]:
     """The worker of this process, with a job table that gives it no job."""
     worker = engine.worker()
-    worker.jobs = cast("JobManager", object())
+    worker.jobs = cast("JobManager", Mock(get_stalled_jobs=AsyncMock(return_value=[])))
     loops = asyncio.create_task(worker.look_after())
-    # Until it listens.
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        while not get_channel_layer().groups.get(live.WORKERS):
+            await asyncio.sleep(0.01)
     yield worker
     loops.cancel()
     await asyncio.gather(loops, *worker._tasks, return_exceptions=True)
@@ -103,6 +107,44 @@ async def test_a_job_waits_for_what_was_begun_ahead_of_it(patient, worker, agent
     async with asyncio.timeout(5):
         await job
     await completed(session)
+
+
+async def test_what_failed_when_it_was_begun_ahead_is_done_by_its_job(
+    patient, worker, agent, alice, monkeypatch
+):
+    real, asked = Turn.objects.claim, []
+
+    def away_at_first(*args: Any, **kwargs: Any) -> Turn | None:
+        asked.append(args)
+        if len(asked) == 1:
+            raise psycopg.OperationalError("the server closed the connection")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Turn.objects, "claim", away_at_first)
+    patient.may_go_on.set()
+    session = await in_thread(open_session, agent, alice)
+    async with asyncio.timeout(5):
+        while not asked or worker._tasks:
+            await asyncio.sleep(0.01)
+        await engine.advance.func(session.pk)
+    await completed(session)
+
+
+async def test_a_job_that_was_taken_elsewhere_hides_no_later_one(
+    patient, worker, agent, alice, settings
+):
+    patient.may_go_on.set()
+    session = await in_thread(open_session, agent, alice)
+    await completed(session)
+    async with asyncio.timeout(5):
+        while worker._tasks:
+            await asyncio.sleep(0.01)
+    settings.REDIS = "redis://elsewhere"
+    await in_thread(session.submit, "And another.", author=alice)
+    async with asyncio.timeout(5):
+        await engine.advance.func(session.pk)
+    await completed(session)
+    assert worker._begun == {}
 
 
 async def test_no_more_begin_than_there_are_slots_however_they_are_woken(

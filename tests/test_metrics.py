@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
+from django.utils import timezone
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,6 +19,7 @@ from sessions_app.threads import in_thread
 
 from .conftest import signed_in, work
 from .pages import Watcher
+from .scenes import claimed, held, let_the_lease_run_out
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -127,6 +129,23 @@ def test_a_claim_is_counted_with_what_it_waited(session):
     assert value("signalbox_claim_seconds_count", attempt="first") == before + 1
     assert 100 <= value("signalbox_claim_seconds_sum", attempt="first") - waited < 130
     assert value("signalbox_running") == 0
+
+
+def test_a_turn_that_was_let_go_of_waited_since_then_and_not_since_it_was_started(session):
+    turn = claimed(session)
+    long_ago = session.listed_at - timedelta(minutes=10)
+    Session.objects.filter(pk=session.pk).update(listed_at=long_ago, last_activity_at=long_ago)
+    with held(turn):
+        turn.release()
+    again = claimed(session)
+    assert timezone.now() - again.ready_at < timedelta(seconds=30)
+
+
+def test_a_turn_that_was_lost_waited_since_its_lease_ran_out(session):
+    turn = claimed(session)
+    let_the_lease_run_out(turn)
+    ended = session.turns.get().lease_until
+    assert claimed(session, "second-worker").ready_at == ended
 
 
 async def recorded(session: Session, by: User) -> None:

@@ -7,7 +7,7 @@ session's row lock, with its event in the same transaction. Lock order is sessio
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from django.conf import settings
@@ -86,6 +86,7 @@ class TurnQuerySet(models.QuerySet["Turn"]):
             if turn is None:
                 return None
             reason, lost_by = turn.reason_to_start(), turn.holder
+            turn.ready_at = turn.lease_until if lost_by else session.listed_at
             # Asked again: a lease can be renewed without the session's lock.
             free = of_session.queued() if turn.state == TurnState.QUEUED else of_session.unheld()
             won = free.filter(pk=turn.pk, attempt=turn.attempt).update(
@@ -143,6 +144,9 @@ class Turn(Usage):
     created_at = models.DateTimeField(default=timezone.now)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
+
+    ready_at: datetime | None = None
+    """Since when it could have been claimed, if it was just claimed."""
 
     objects = TurnQuerySet.as_manager()
 
@@ -261,7 +265,9 @@ class Turn(Usage):
         """Hand the turn back for another worker to take at once; say whether it was ours."""
         won = self._held("release").update(holder="", lease_until=None)
         if won == 1:
-            Session.objects.filter(pk=self.session_id, fence=self.fence).update(fence="")
+            Session.objects.filter(pk=self.session_id, fence=self.fence).update(
+                fence="", listed_at=ClockTimestamp()
+            )
             self.enqueue()
         return won == 1
 
@@ -290,7 +296,6 @@ class Turn(Usage):
             cancel_requested_at=timezone.now(), cancel_requested_by=by, cancel_reason=reason
         )
         live.cancel_requested()
-        live.session_changed(self.session_id)
 
     def end_as_cancelled(self, *, by: str, reason: str, settle: bool = True) -> None:
         """End a turn as cancelled, whoever holds it: its writes are fenced off from here on.
