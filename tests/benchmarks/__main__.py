@@ -38,11 +38,11 @@ def measure(stage: Stage, report: Report, given: argparse.Namespace) -> None:
     from . import answers, crowds, latency, pages, recording
 
     parts = given.only or PARTS
-    rounds, seconds = (1, 1.5) if given.quick else (7, 8.0) if given.full else (3, 5.0)
+    rounds, seconds = (1, 1.2) if given.quick else (7, 8.0) if given.full else (3, 5.0)
     try:
         stage.open()
         if "record" in parts:
-            recording.measure(stage, report, rounds=max(3, rounds), seconds=seconds / 7)
+            recording.measure(stage, report, rounds=max(2, rounds), seconds=seconds / 7)
         if "latency" in parts:
             loads = [load for load in latency.LOADS if load.judged or not given.quick]
             latency.measure(stage, report, loads, rounds=rounds, seconds=seconds)
@@ -51,7 +51,10 @@ def measure(stage: Stage, report: Report, given: argparse.Namespace) -> None:
         if "waiting" in parts:
             answers.waiting(stage, report)
         if "crowds" in parts:
-            crowds.measure(stage, report, sockets=100 if given.quick else 500)
+            if given.quick:
+                crowds.measure(stage, report, sockets=100, events=12)
+            else:
+                crowds.measure(stage, report, sockets=500, events=40)
         if "pages" in parts:
             pages.measure(stage, report, times=10 if given.quick else 40)
     finally:

@@ -11,11 +11,10 @@ from sessions_app.models import Session
 from .report import Report
 from .stage import Helper, Stage, viewers
 
-EVENTS = 40
 RATE = 20
 
 
-def measure(stage: Stage, report: Report, *, sockets: int) -> None:
+def measure(stage: Stage, report: Report, *, sockets: int, events: int) -> None:
     report.part(f"{sockets} sockets")
     one = stage.session()
     many = [
@@ -26,11 +25,11 @@ def measure(stage: Stage, report: Report, *, sockets: int) -> None:
     with viewers() as people:
         # What the first sockets of a process load and allocate is not what one more costs.
         _connect(stage, people, [stage.socket(one, n) for n in range(40)])
-        _say(stage, people, one)
+        _say(stage, people, one, events)
         people.ask(do="leave")
     with viewers() as people:
         _connect(stage, people, [stage.socket(one)])
-        alone = _say(stage, people, one)
+        alone = _say(stage, people, one, events)
         people.ask(do="leave")
     with viewers() as crowd, viewers() as others:
         before = stage.memory()
@@ -38,7 +37,7 @@ def measure(stage: Stage, report: Report, *, sockets: int) -> None:
         together = stage.memory()
         _connect(stage, others, [stage.socket(s, n) for n, s in enumerate(many)])
         apart = stage.memory()
-        counts = _say(stage, crowd, one)
+        counts = _say(stage, crowd, one, events)
         report.below(
             f"{sockets} sockets on one session: memory of an idle socket",
             (together - before) / sockets / 1024, "KiB", 50,
@@ -64,26 +63,26 @@ def _connect(stage: Stage, people: Helper, sockets: list[dict[str, str]]) -> Non
     time.sleep(1)  # Until the feeds have made their first look.
 
 
-def _say(stage: Stage, people: Helper, session: Session) -> dict[str, Any]:
+def _say(stage: Stage, people: Helper, session: Session, events: int) -> dict[str, Any]:
     """Have a session say something; return reads, renders and frames per event and socket."""
     before, start = stage.counted(), time.monotonic() + 0.5
-    told = {"mix": "messages", "rate": RATE, "start": start, "most": EVENTS}
+    told = {"mix": "messages", "rate": RATE, "start": start, "most": events}
     session.submit(json.dumps(told), author=stage.people[0])
-    end = start + EVENTS / RATE + 0.5
+    end = start + events / RATE + 0.5
     result = people.ask(do="collect", start=start, until=end)
     after = stage.counted()
     stage.settled([session])
-    sockets = result["count"] / EVENTS
+    sockets = result["count"] / events
     return {
-        "reads": (after["reads"] - before["reads"]) / EVENTS,
-        "renders": (after["renders"] - before["renders"]) / EVENTS,
-        "frames": result["frames"] / max(1, sockets) / EVENTS,
+        "reads": (after["reads"] - before["reads"]) / events,
+        "renders": (after["renders"] - before["renders"]) / events,
+        "frames": result["frames"] / max(1, sockets) / events,
     }
 
 
 def _spread(stage: Stage, report: Report, many: list[Session], people: Helper) -> None:
     """Let one in ten of the watched sessions speak: the feeds of the others stay quiet."""
-    before, start = stage.counted(), time.monotonic() + 3
+    before, start = stage.counted(), time.monotonic() + len(many) / 150
     speaking, events = many[::10], 4
     told = {"mix": "messages", "rate": 2, "start": start, "most": events}
     for session in speaking:

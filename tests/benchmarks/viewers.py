@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from .load import MARK
 
 NUMBERS = re.compile(r"<!--(\d+) (\d+)-->")
-QUIET = 0.8
+QUIET = 0.5
 LONGEST = 25.0
 BETWEEN = 0.3
 
