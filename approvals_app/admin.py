@@ -26,7 +26,7 @@ class ApprovalRequestAdmin(ReadOnly, admin.ModelAdmin):
 
 @admin.register(Decision)
 class DecisionAdmin(ReadOnly, admin.ModelAdmin):
-    list_display = ["request", "verdict", "by", "channel", "created_at"]
+    list_display = ["entry_id", "request", "verdict", "by", "channel", "address", "created_at"]
     list_filter = ["verdict", "channel"]
     search_fields = ["request__title", "by__username"]
     list_select_related = ["request", "by"]

@@ -6,8 +6,10 @@ class ApprovalsConfig(AppConfig):
     verbose_name = "Approvals"
 
     def ready(self) -> None:
-        from sessions_app import gates
+        from sessions_app import audit, gates
 
+        from . import ledger
         from .gate import ApprovalGate
 
         gates.register(ApprovalGate())
+        audit.register("decision", ledger.check)

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from sessions_app import events
-from sessions_app.models import Session
+from sessions_app.models import AuditEntry, Session
 
 from .models import ApprovalRequest, ApprovalState, Decision
 
@@ -34,6 +34,7 @@ def decide(
     digest: str,
     reason: str = "",
     channel: str = "page",
+    address: str = "",
 ) -> ApprovalRequest:
     """Decide a pending request; of two deciders at once exactly one wins.
 
@@ -60,9 +61,6 @@ def decide(
             return _already(request, by, verdict, digest)
         for name, value in resolved.items():
             setattr(request, name, value)
-        Decision.objects.create(
-            request=request, by=by, verdict=verdict, reason=reason, digest=digest, channel=channel
-        )
         turn = request.turn
         turn.session = session
         session.record(
@@ -75,6 +73,20 @@ def decide(
             turn=turn,
         )
         turn.resume(by=by.get_username())
+        decision = Decision(
+            request=request,
+            by=by,
+            verdict=verdict,
+            reason=reason,
+            digest=digest,
+            channel=channel,
+            address=address,
+        )
+        # Last of all: it locks the head of the chain for everybody.
+        decision.entry = AuditEntry.objects.append(
+            "decision", by=by.get_username(), subject=request.pk, data=decision.told()
+        )
+        decision.save(force_insert=True)
     return request
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.db import models
 
 from sessions_app import ids
-from sessions_app.models import Agent, Session, Turn
+from sessions_app.models import Agent, AuditEntry, Session, Turn
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
@@ -100,8 +100,13 @@ class ApprovalRequest(models.Model):
         return self.state == ApprovalState.PENDING
 
 
+class DecisionQuerySet(models.QuerySet["Decision"]):
+    def visible_to(self, user: User | AnonymousUser) -> DecisionQuerySet:
+        return self.filter(request__in=ApprovalRequest.objects.visible_to(user))
+
+
 class Decision(models.Model):
-    """One person's verdict. Rows are only ever added."""
+    """One person's verdict. Rows are only ever added, each with its entry in the audit chain."""
 
     request = models.ForeignKey(ApprovalRequest, models.PROTECT, related_name="decisions")
     by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, related_name="decisions")
@@ -110,11 +115,28 @@ class Decision(models.Model):
     )
     reason = models.TextField(blank=True)
     digest = models.CharField(max_length=64)
+    # From where: what was decided with, and the address that it came from, if it was one.
     channel = models.CharField(max_length=20, default="page")
+    address = models.CharField(max_length=45, blank=True, default="")
+    entry = models.OneToOneField(AuditEntry, models.PROTECT, related_name="decision")
     created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = DecisionQuerySet.as_manager()
 
     class Meta:
         ordering = ["created_at"]
 
     def __str__(self) -> str:
         return f"{self.verdict} by {self.by}"
+
+    def told(self) -> dict[str, Any]:
+        """What its entry in the audit chain tells of it."""
+        return {
+            "request": self.request_id,
+            "user": self.by_id,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "digest": self.digest,
+            "channel": self.channel,
+            "address": self.address,
+        }

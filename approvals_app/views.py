@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -13,6 +14,7 @@ from sessions_app.views.answers import posted, refused
 from sessions_app.views.context import rail_context
 
 from . import cards, decisions
+from . import export as exports
 from .models import ApprovalRequest
 
 VIEWS = {"mine": "For me", "pending": "All pending", "decided": "Decided"}
@@ -47,6 +49,21 @@ def inbox(request: HttpRequest) -> HttpResponse:
     return render(request, template, context)
 
 
+@require_GET
+def export(request: HttpRequest, kind: str) -> HttpResponseBase:
+    """Download the decisions that a person may see, as `jsonl` or `csv`."""
+    filters = exports.Filters(request.GET)
+    if not filters.is_valid():
+        return refused(request, filters.problems(), status=400)
+    user = request.user
+    answer = StreamingHttpResponse(
+        exports.lines(filters.found(user), kind=kind, with_address=user.is_staff),
+        content_type=exports.FORMATS[kind][0],
+    )
+    answer["Content-Disposition"] = f'attachment; filename="decisions.{kind}"'
+    return answer
+
+
 def _row(found: ApprovalRequest, request: HttpRequest) -> dict[str, object]:
     return {
         "card": cards.of_request(found),
@@ -78,6 +95,7 @@ def decision(request: HttpRequest, approval_id: str) -> HttpResponse:
             verdict=verdict,  # type: ignore[arg-type]
             digest=request.POST.get("digest", ""),
             reason=written(request.POST.get("reason", "")).strip()[:2000],
+            address=request.META.get("REMOTE_ADDR", ""),
         )
     except decisions.NotYours as error:
         return refused(request, str(error), status=403)

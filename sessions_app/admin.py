@@ -13,7 +13,16 @@ from django.forms import Select
 from django.http import HttpRequest
 
 from . import submission
-from .models import Agent, Artifact, Event, ExecutionEnvironment, NotPossible, Session, Turn
+from .models import (
+    Agent,
+    Artifact,
+    AuditEntry,
+    Event,
+    ExecutionEnvironment,
+    NotPossible,
+    Session,
+    Turn,
+)
 from .models.usage import Usage
 from .runners import registry
 
@@ -200,3 +209,10 @@ class ArtifactAdmin(ReadOnly, admin.ModelAdmin):
     list_filter = ["kind", "session__agent"]
     search_fields = ["name", "=sha256", "session__title"]
     list_select_related = ["session"]
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ["number", "at", "kind", "by", "subject", "digest"]
+    list_filter = ["kind", "at"]
+    search_fields = ["=subject", "by"]

@@ -15,7 +15,7 @@ from django.contrib.auth.models import Permission, User
 from django.db.models import Model
 from django.test import Client
 
-from sessions_app.models import Agent, Session, Turn
+from sessions_app.models import Agent, AuditHead, Session, Turn
 
 from .conftest import signed_in
 from .scenes import claimed, everything, finished, open_session
@@ -27,6 +27,8 @@ MODELS: list[type[Model]] = [
     model
     for app in ("sessions_app", "approvals_app")
     for model in apps.get_app_config(app).get_models()
+    # Where the chain ends is nothing to look at.
+    if model is not AuditHead
 ]
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 FACTS = [model for model in MODELS if model is not Agent]

@@ -1,5 +1,6 @@
 from .agent import Agent
 from .artifact import Artifact
+from .audit import AuditEntry, AuditHead
 from .environment import ExecutionEnvironment
 from .event import Event, Fenced
 from .session import Session
@@ -9,6 +10,8 @@ from .turn import Turn
 __all__ = [
     "Agent",
     "Artifact",
+    "AuditEntry",
+    "AuditHead",
     "Event",
     "ExecutionEnvironment",
     "Fenced",
