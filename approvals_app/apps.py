@@ -6,10 +6,11 @@ class ApprovalsConfig(AppConfig):
     verbose_name = "Approvals"
 
     def ready(self) -> None:
-        from sessions_app import audit, gates
+        from sessions_app import audit, chores, gates
 
-        from . import ledger
+        from . import expiry, ledger
         from .gate import ApprovalGate
 
         gates.register(ApprovalGate())
         audit.register("decision", ledger.check)
+        chores.register("expire_due", expiry.expire_due, seconds=expiry.EVERY_SECONDS)

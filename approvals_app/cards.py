@@ -23,6 +23,7 @@ class Card:
     action: dict[str, Any]
     digest: str
     asked_at: datetime
+    expires_at: datetime | None
     state: str
     """`pending`, or how it was resolved, in lower case."""
     by: str = ""
@@ -48,6 +49,7 @@ def of_request(request: ApprovalRequest) -> Card:
         action=request.action,
         digest=request.digest,
         asked_at=request.created_at,
+        expires_at=request.expires_at,
         state=request.state.lower(),
         by=request.resolved_by,
         reason=request.reason,
@@ -67,6 +69,7 @@ def of_item(item: Item) -> Card:
         action=data["action"],
         digest=data["digest"],
         asked_at=item.anchor.created_at,
+        expires_at=datetime.fromisoformat(expires) if (expires := data.get("expires_at")) else None,
         state=said.get("outcome", "pending"),
         by=said.get("by", ""),
         reason=said.get("reason", ""),

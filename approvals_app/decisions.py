@@ -53,9 +53,8 @@ def decide(
             "resolved_by": by.get_username(),
             "reason": reason,
         }
-        won = ApprovalRequest.objects.filter(
-            pk=approval_id, state=ApprovalState.PENDING, digest=digest
-        ).update(**resolved)
+        in_time = ApprovalRequest.objects.pending().in_time()
+        won = in_time.filter(pk=approval_id, digest=digest).update(**resolved)
         if won != 1:
             request.refresh_from_db()
             return _already(request, by, verdict, digest)
@@ -94,6 +93,8 @@ def _already(request: ApprovalRequest, by: User, verdict: Verdict, digest: str) 
     """Answer a decision that did not win: the identical repeat is fine, all else a conflict."""
     if request.is_pending and request.digest != digest:
         raise Conflict("The action is not the one that was shown. Reload, and look again.")
+    if request.is_late:
+        raise Conflict("This request has expired: nobody decided in time.")
     mine = request.decisions.filter(by=by, verdict=verdict).exists()
     if mine:
         return request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
 from django.utils import timezone
 
@@ -71,6 +72,7 @@ class ApprovalGate:
             return Ruling("ask", "the agent's rules could not be read")
 
     def _ask(self, session: Session, turn: Turn, question: Question, ruling: Ruling) -> None:
+        minutes = session.agent.approvals_expire_minutes
         request = ApprovalRequest.objects.create(
             session=session,
             turn=turn,
@@ -80,6 +82,7 @@ class ApprovalGate:
             rule=ruling.rule,
             action=question.action.canonical(),
             digest=question.action.digest(),
+            expires_at=timezone.now() + timedelta(minutes=minutes) if minutes else None,
         )
         session.record(
             events.ApprovalRequestCreated(
@@ -90,6 +93,7 @@ class ApprovalGate:
                 action=request.action,
                 digest=request.digest,
                 deciders=f"staff and members of {session.agent.name}",
+                expires_at=request.expires_at,
             ),
             events.WidgetCreated(
                 widget_id=request.pk, widget="approval", body={"approval_id": request.pk}

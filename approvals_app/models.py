@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.db import models
+from django.utils import timezone
 
 from sessions_app import ids
 from sessions_app.models import Agent, AuditEntry, Session, Turn
+from sessions_app.models.session import ClockTimestamp
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser, User
@@ -40,6 +42,10 @@ class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
     def pending(self) -> ApprovalRequestQuerySet:
         return self.filter(state=ApprovalState.PENDING)
 
+    def in_time(self) -> ApprovalRequestQuerySet:
+        """Those that have not expired, by the database's clock."""
+        return self.filter(models.Q(expires_at=None) | models.Q(expires_at__gt=ClockTimestamp()))
+
     def decided(self) -> ApprovalRequestQuerySet:
         return self.exclude(state=ApprovalState.PENDING)
 
@@ -63,6 +69,8 @@ class ApprovalRequest(models.Model):
     action = models.JSONField()
     digest = models.CharField(max_length=64)
     created_at = models.DateTimeField(auto_now_add=True)
+    # From then on it cannot be decided; a worker moves it on some seconds later.
+    expires_at = models.DateTimeField(null=True, blank=True)
     resolved_at = models.DateTimeField(null=True, blank=True)
     resolved_by = models.CharField(max_length=150, blank=True, default="")
     reason = models.TextField(blank=True, default="")
@@ -89,6 +97,11 @@ class ApprovalRequest(models.Model):
             models.Index(
                 fields=["created_at"], condition=models.Q(state="PENDING"), name="approval_pending"
             ),
+            models.Index(
+                fields=["expires_at"],
+                condition=models.Q(state="PENDING", expires_at__isnull=False),
+                name="approval_expiring",
+            ),
             models.Index(fields=["-resolved_at"], name="approval_resolved"),
         ]
 
@@ -98,6 +111,11 @@ class ApprovalRequest(models.Model):
     @property
     def is_pending(self) -> bool:
         return self.state == ApprovalState.PENDING
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over, though nobody has moved it on yet."""
+        return self.is_pending and self.expires_at is not None and self.expires_at <= timezone.now()
 
 
 class DecisionQuerySet(models.QuerySet["Decision"]):

@@ -14,6 +14,7 @@ import secrets
 import socket
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -24,7 +25,7 @@ from procrastinate.contrib.django import app
 from procrastinate.jobs import Status
 from procrastinate.manager import JobManager
 
-from . import live, logs, metrics
+from . import chores, live, logs, metrics
 from .models import Turn
 from .run import TurnRun
 from .threads import AWAY, connection_parameters, in_thread, why
@@ -203,21 +204,26 @@ class Worker:
             group.create_task(self._repeat(self.let_go, self._beat / 3))
             group.create_task(self._repeat(self.rescue, self._beat))
             group.create_task(self._repeat(self.forget_dead_jobs, 60))
+            for name, chore in chores.registered().items():
+                step = partial(in_thread, chore.do)
+                group.create_task(self._repeat(step, chore.seconds, name=name))
 
-    async def _repeat(self, step: Any, seconds: float, *, hinted: bool = False) -> None:
-        told = False
+    async def _repeat(
+        self, step: Any, seconds: float, *, hinted: bool = False, name: str = ""
+    ) -> None:
+        told, name = False, name or step.__name__
         while True:
             try:
                 await step()
                 told = False
             except AWAY as error:
                 if not told:
-                    logger.warning("%s waits for the database: %s", step.__name__, why(error))
+                    logger.warning("%s waits for the database: %s", name, why(error))
                 told = True
                 await asyncio.sleep(AWAY_SECONDS)
                 continue
             except Exception:
-                logger.exception("%s failed; trying again in %s s.", step.__name__, seconds)
+                logger.exception("%s failed; trying again in %s s.", name, seconds)
             if hinted:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(seconds):

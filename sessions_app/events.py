@@ -10,7 +10,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 HEAD_BYTES = 8 * 1024
 TAIL_BYTES = 8 * 1024
@@ -198,6 +198,7 @@ class ApprovalRequestCreated(Payload):
     action: Json
     digest: str
     deciders: Line
+    expires_at: AwareDatetime | None = None
 
     def item(self, turn: str) -> str:
         return f"approval:{self.approval_id}"

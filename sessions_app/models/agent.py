@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.core.validators import MinValueValidator
 from django.db import models
 
 from .. import ids
@@ -51,6 +52,13 @@ class Agent(models.Model):
         blank=True,
         help_text='Whole commands that run without asking, such as ["git status", "ls -l"]. '
         "A step is matched as a whole after parsing, never by its beginning.",
+    )
+    approvals_expire_minutes = models.PositiveIntegerField(
+        "approvals expire after (minutes)",
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="What nobody has decided by then counts as rejected. Empty: it waits for ever.",
     )
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -150,6 +150,13 @@ def ago(moment: datetime | None) -> SafeString | str:
     return _time("ago", utc, f"{utc:%d %b %H:%M}")
 
 
+@register.filter
+def left(moment: datetime) -> SafeString:
+    """How long it is until then, counted down by the page's script from when it came."""
+    remaining = max(0, int((moment - datetime.now(UTC)).total_seconds() * 1000))
+    return mark_safe(f'<span data-left="{remaining}">{duration(remaining)}</span>')
+
+
 def _time(kind: str, utc: datetime, shown: str) -> SafeString:
     exact = utc.isoformat()
     title = f"{exact[:10]} {exact[11:19]} UTC"
