@@ -8,7 +8,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from sessions_app import events
-from sessions_app.models import AuditEntry, Session
+from sessions_app.models import Session
 
 from .models import ApprovalRequest, ApprovalState, Decision
 
@@ -72,7 +72,8 @@ def decide(
             turn=turn,
         )
         turn.resume(by=by.get_username())
-        decision = Decision(
+        # Last of all: it locks the head of the chain for everybody.
+        Decision.objects.add(
             request=request,
             by=by,
             verdict=verdict,
@@ -81,11 +82,6 @@ def decide(
             channel=channel,
             address=address,
         )
-        # Last of all: it locks the head of the chain for everybody.
-        decision.entry = AuditEntry.objects.append(
-            "decision", by=by.get_username(), subject=request.pk, data=decision.told()
-        )
-        decision.save(force_insert=True)
     return request
 
 

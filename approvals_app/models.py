@@ -122,6 +122,18 @@ class DecisionQuerySet(models.QuerySet["Decision"]):
     def visible_to(self, user: User | AnonymousUser) -> DecisionQuerySet:
         return self.filter(request__in=ApprovalRequest.objects.visible_to(user))
 
+    def add(self, **fields: Any) -> Decision:
+        """Add a decision and its entry in the audit chain, in a transaction. Locks the chain."""
+        decision = self.model(**fields)
+        decision.entry = AuditEntry.objects.append(
+            "decision",
+            by=decision.by.get_username(),
+            subject=decision.request_id,
+            data=decision.told(),
+        )
+        decision.save(force_insert=True)
+        return decision
+
 
 class Decision(models.Model):
     """One person's verdict. Rows are only ever added, each with its entry in the audit chain."""

@@ -15,35 +15,23 @@ from sessions_app.views.context import rail_context
 
 from . import cards, decisions
 from . import export as exports
+from .inbox import Inbox
 from .models import ApprovalRequest
-
-VIEWS = {"mine": "For me", "pending": "All pending", "decided": "Decided"}
-ROWS = 50
 
 
 @require_GET
 def inbox(request: HttpRequest) -> HttpResponse:
     """Pending for me, all pending, or decided; the same page is refreshed in place by htmx."""
-    view = request.GET.get("view", "mine")
-    view = view if view in VIEWS else "mine"
-    visible = ApprovalRequest.objects.visible_to(request.user).select_related(
-        "session__agent", "turn__author"
-    )
-    mine = visible.pending().decidable_by(request.user)
-    listed = {
-        "mine": mine,
-        "pending": visible.pending(),
-        "decided": visible.decided().order_by("-resolved_at"),
-    }[view]
+    asked = Inbox(request.GET, request.user)
+    page, decides_for = asked.page(), asked.decides_for()
     context = {
         **rail_context(request.user),  # type: ignore[arg-type]
-        "view": view,
-        "views": [
-            {"slug": "mine", "name": VIEWS["mine"], "count": mine.count()},
-            {"slug": "pending", "name": VIEWS["pending"], "count": visible.pending().count()},
-            {"slug": "decided", "name": VIEWS["decided"], "count": None},
-        ],
-        "rows": [_row(found, request) for found in listed[:ROWS]],
+        "view": asked.view,
+        "views": asked.tabs(),
+        "filters": asked.filters,
+        "address": asked.query(),
+        "page": page,
+        "rows": [_row(found, found.session.agent_id in decides_for) for found in page],
     }
     template = "approvals/list.html" if request.htmx else "approvals/inbox.html"  # type: ignore[attr-defined]
     return render(request, template, context)
@@ -64,20 +52,21 @@ def export(request: HttpRequest, kind: str) -> HttpResponseBase:
     return answer
 
 
-def _row(found: ApprovalRequest, request: HttpRequest) -> dict[str, object]:
+def _row(found: ApprovalRequest, may_decide: bool) -> dict[str, object]:
     return {
         "card": cards.of_request(found),
         "request": found,
         "session": found.session,
         "turn": found.turn,
-        "may_decide": found.is_pending and found.session.agent.may_decide(request.user),
+        "may_decide": found.is_pending and may_decide,
     }
 
 
 @require_GET
 def approval_page(request: HttpRequest, approval_id: str) -> HttpResponse:
     found = _visible(request, approval_id)
-    context = {**rail_context(request.user), **_row(found, request)}  # type: ignore[arg-type]
+    row = _row(found, found.session.agent.may_decide(request.user))
+    context = {**rail_context(request.user), **row}  # type: ignore[arg-type]
     return render(request, "approvals/page.html", context)
 
 
@@ -111,7 +100,8 @@ def _card(
 ) -> HttpResponse:
     """The card as the request is now."""
     found.refresh_from_db(fields=["state", "resolved_at", "resolved_by", "reason", "used_at"])
-    context = {**_row(found, request), "error": error}
+    may_decide = found.is_pending and found.session.agent.may_decide(request.user)
+    context = {**_row(found, may_decide), "error": error}
     if not request.htmx:  # type: ignore[attr-defined]
         page = {**rail_context(request.user), **context}  # type: ignore[arg-type]
         return render(request, "approvals/page.html", page, status=status)

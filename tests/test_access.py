@@ -13,6 +13,7 @@ from asgiref.sync import async_to_sync
 from django.apps import apps
 from django.contrib.admin.utils import quote
 from django.contrib.auth.models import AnonymousUser, User
+from django.db import transaction
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
 from django.urls import URLPattern, URLResolver, get_resolver
@@ -78,9 +79,10 @@ def stage(agent: Agent, alice: User, staff: User) -> Stage:
     session.submit(f"{SECRET} second", author=alice)
     approval = asked(session, action(f"echo {SECRET}"), title=f"{SECRET} step")
     queued, _ = session.submit(f"{SECRET} third", author=alice)
-    Decision.objects.create(
-        request=approval, by=alice, verdict="approve", reason=SECRET, digest=approval.digest
-    )
+    with transaction.atomic():
+        Decision.objects.add(
+            request=approval, by=alice, verdict="approve", reason=SECRET, digest=approval.digest
+        )
     session.refresh_from_db()
     waiting = Turn.objects.get(pk=approval.turn_id)
     return Stage(
@@ -155,6 +157,8 @@ TABLE: dict[str, Row] = {
     "artifacts/<str:artifact_id>/": Row(lambda s: f"/artifacts/{s.artifact.pk}/"),
     "artifacts/<str:artifact_id>/content/": Row(lambda s: f"/artifacts/{s.artifact.pk}/content/"),
     "approvals/": Row(lambda s: "/approvals/?view=pending", outsider=200),
+    "approvals/decisions.csv": Row(lambda s: "/approvals/decisions.csv", outsider=200),
+    "approvals/decisions.jsonl": Row(lambda s: "/approvals/decisions.jsonl", outsider=200),
     "approvals/<str:approval_id>/": Row(lambda s: f"/approvals/{s.approval.pk}/"),
     "approvals/<str:approval_id>/decision/": Row(
         lambda s: f"/approvals/{s.approval.pk}/decision/",
@@ -211,7 +215,8 @@ MODELS = {
 
 def body(answer: HttpResponse) -> str:
     headers = " ".join(f"{name}: {value}" for name, value in answer.items())
-    return headers + answer.content.decode()
+    # What a stream of decisions tells to whom is asked beside it, by somebody who can await it.
+    return headers if answer.streaming else headers + answer.content.decode()
 
 
 METHODS = ["get", "post", "put"]
@@ -333,8 +338,8 @@ def test_looking_changes_nothing(stage, alice, route):
     client = signed_in(alice)
     before = everything(), counts()
     for headers in HTMX:
-        if route.endswith("/content/"):
-            continue  # an asynchronous answer; see below
+        if route.endswith(("/content/", "decisions.csv", "decisions.jsonl")):
+            continue  # asynchronous answers; see below, and the tests of exporting
         answer = client.get(TABLE[route].path(stage), **headers)
         assert answer.status_code == 200
         shown = SECRET in body(answer)
@@ -418,6 +423,7 @@ def rows(stage: Stage) -> dict[type, Any]:
         Artifact: stage.artifact,
         ExecutionEnvironment: stage.environment,
         ApprovalRequest: stage.approval,
+        Decision: stage.approval.decisions.get(),
     }
 
 
