@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from django.db import transaction
@@ -40,6 +42,57 @@ def decide(
 
     Repeating one's own decision changes nothing and is no error. Raises NotYours, Conflict.
     """
+    return _decide(approval_id, by, verdict, digest, reason, channel, address)[0]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What became of one of many requests that were decided together."""
+
+    approval_id: str
+    outcome: Literal["applied", "skipped", "conflicted"]
+    """Skipped is what this person had decided the same way before."""
+    why: str = ""
+    request: ApprovalRequest | None = None
+
+
+def decide_many(
+    shown: Iterable[tuple[str, str]],
+    *,
+    by: User,
+    verdict: Verdict,
+    reason: str = "",
+    address: str = "",
+) -> list[Item]:
+    """Decide exactly the requests that were shown, by id and digest: each by itself, or not at all.
+
+    One that this person may not see is told as one that is not there.
+    """
+    items = []
+    for approval_id, digest in dict(shown).items():
+        found = ApprovalRequest.objects.visible_to(by).filter(pk=approval_id).first()
+        if found is None:
+            items.append(Item(approval_id, "conflicted", "There is no such request."))
+            continue
+        try:
+            request, new = _decide(found.pk, by, verdict, digest, reason, "bulk", address)
+        except (NotYours, Conflict) as error:
+            items.append(Item(approval_id, "conflicted", str(error), found))
+        else:
+            items.append(Item(approval_id, "applied" if new else "skipped", "", request))
+    return items
+
+
+def _decide(
+    approval_id: str,
+    by: User,
+    verdict: Verdict,
+    digest: str,
+    reason: str,
+    channel: str,
+    address: str,
+) -> tuple[ApprovalRequest, bool]:
+    """Decide a request; say whether that is new."""
     request = ApprovalRequest.objects.select_related("turn").get(pk=approval_id)
     with transaction.atomic():
         session = Session.objects.select_related("agent").lock(request.session_id)
@@ -57,7 +110,7 @@ def decide(
         won = in_time.filter(pk=approval_id, digest=digest).update(**resolved)
         if won != 1:
             request.refresh_from_db()
-            return _already(request, by, verdict, digest)
+            return _already(request, by, verdict, digest), False
         for name, value in resolved.items():
             setattr(request, name, value)
         turn = request.turn
@@ -82,7 +135,7 @@ def decide(
             channel=channel,
             address=address,
         )
-    return request
+    return request, True
 
 
 def _already(request: ApprovalRequest, by: User, verdict: Verdict, digest: str) -> ApprovalRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
@@ -15,7 +17,7 @@ from sessions_app.views.context import rail_context
 
 from . import cards, decisions
 from . import export as exports
-from .inbox import Inbox
+from .inbox import ROWS, Inbox
 from .models import ApprovalRequest
 
 
@@ -93,6 +95,37 @@ def decision(request: HttpRequest, approval_id: str) -> HttpResponse:
     if not request.htmx:  # type: ignore[attr-defined]
         return redirect(_back(request))
     return _card(request, found)
+
+
+@posted(lambda: reverse("approvals"))
+def bulk(request: HttpRequest) -> HttpResponse:
+    """Decide the rows that were ticked, and say of each what became of it."""
+    verdict = request.POST.get("verdict", "")
+    if verdict not in ("approve", "reject"):
+        return refused(request, "Choose Approve or Reject.", status=400)
+    ticked = [each.partition(":")[::2] for each in request.POST.getlist("ticked")]
+    if not ticked:
+        return refused(request, "Tick the requests that you want to decide.", status=400)
+    if len(ticked) > ROWS:
+        return refused(request, f"Decide {ROWS} requests at a time, not more.", status=400)
+    items = decisions.decide_many(
+        ticked,
+        by=request.user,  # type: ignore[arg-type]
+        verdict=verdict,  # type: ignore[arg-type]
+        reason=written(request.POST.get("reason", "")).strip()[:2000],
+        address=request.META.get("REMOTE_ADDR", ""),
+    )
+    counts = Counter(item.outcome for item in items)
+    context = {
+        "items": items,
+        "counts": [(name, counts[name]) for name in ("applied", "skipped", "conflicted")],
+    }
+    if not request.htmx:  # type: ignore[attr-defined]
+        page = {**rail_context(request.user), **context}  # type: ignore[arg-type]
+        return render(request, "approvals/bulk_page.html", page)
+    answer = render(request, "approvals/bulk_result.html", context)
+    answer["HX-Trigger-After-Settle"] = "lists-changed"
+    return answer
 
 
 def _card(

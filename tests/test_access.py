@@ -157,6 +157,12 @@ TABLE: dict[str, Row] = {
     "artifacts/<str:artifact_id>/": Row(lambda s: f"/artifacts/{s.artifact.pk}/"),
     "artifacts/<str:artifact_id>/content/": Row(lambda s: f"/artifacts/{s.artifact.pk}/content/"),
     "approvals/": Row(lambda s: "/approvals/?view=pending", outsider=200),
+    "approvals/decisions/": Row(
+        lambda s: "/approvals/decisions/",
+        data=lambda s: {"verdict": "approve", "ticked": f"{s.approval.pk}:{s.approval.digest}"},
+        methods="POST",
+        outsider=200,
+    ),
     "approvals/decisions.csv": Row(lambda s: "/approvals/decisions.csv", outsider=200),
     "approvals/decisions.jsonl": Row(lambda s: "/approvals/decisions.jsonl", outsider=200),
     "approvals/<str:approval_id>/": Row(lambda s: f"/approvals/{s.approval.pk}/"),
