@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ async def test_a_signal_that_found_no_room_is_given_later(agent, alice, monkeypa
     session = await opened(agent, alice)
     client = Client()
     await in_thread(client.force_login, alice)
-    page = socket(client, "/ws/rail/")
+    page = socket(client, f"/ws/rail/?at={int(time.time())}")
     await page.connect()
     await in_thread(session.submit, "More.", author=alice)
     assert "rail" in await page.receive_from(timeout=5)

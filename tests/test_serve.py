@@ -40,9 +40,9 @@ def submit(browser: Browser, place: Installation, instruction: str) -> str:
 
 SLOW = """
 ```sh
-echo $$ > running.txt
 mkdir -p artifacts
 echo kept > artifacts/kept.txt
+echo $$ > running.txt
 sleep 600
 ```
 """

@@ -300,7 +300,8 @@ async def test_a_change_of_state_is_signalled_to_those_who_see_the_session(agent
     client, stranger = Client(), Client()
     await in_thread(client.force_login, alice)
     await in_thread(stranger.force_login, charlie)
-    mine, theirs = socket(client, "/ws/rail/"), socket(stranger, "/ws/rail/")
+    address = f"/ws/rail/?at={int(time.time())}"
+    mine, theirs = socket(client, address), socket(stranger, address)
     await mine.connect()
     await theirs.connect()
     await in_thread(session.submit, "More.", author=alice)
