@@ -69,6 +69,7 @@ def test_a_mistake_of_ours_is_still_one_and_the_log_says_where(alice, monkeypatc
     assert record.exc_info is not None
 
 
+@pytest.mark.usefixtures("one_loop")
 async def test_a_feed_keeps_its_readers_while_the_database_is_away(session, alice, monkeypatch):
     failing = Failing(feeds.Feed._read, times=2)
     monkeypatch.setattr(feeds.Feed, "_read", failing)
@@ -80,6 +81,7 @@ async def test_a_feed_keeps_its_readers_while_the_database_is_away(session, alic
         assert failing.calls > 2
 
 
+@pytest.mark.usefixtures("one_loop")
 async def test_lists_are_told_at_the_next_look_what_could_not_be_asked_at_this_one(
     session, alice, monkeypatch
 ):
@@ -94,6 +96,7 @@ async def test_lists_are_told_at_the_next_look_what_could_not_be_asked_at_this_o
         assert failing.calls > 2
 
 
+@pytest.mark.usefixtures("one_loop")
 async def test_a_socket_that_finds_no_database_is_told_to_come_back(session, alice, monkeypatch):
     def fail(*args: object) -> None:
         raise db.OperationalError("the database system is starting up")

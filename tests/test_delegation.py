@@ -529,6 +529,7 @@ class TestPages:
         assert select is not None
         assert select.text() == "Runbook"
 
+    @pytest.mark.usefixtures("one_loop")
     async def test_replay_equals_live_for_what_was_given_and_came_back(self, session, other, alice):
         async with Watcher(session, alice) as watcher:
             child = await in_thread(lambda: given(claimed(session), alice, ref="k"))

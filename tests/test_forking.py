@@ -492,6 +492,7 @@ class TestTheStreamsAreNeverMixed:
             assert "Of the parent." not in text
         assert raw.count('<td class="num">') == 4
 
+    @pytest.mark.usefixtures("one_loop")
     async def test_the_socket_starts_at_the_forks_own_first_event(self, session, alice):
         made = await in_thread(lambda: fork(worked(session, "Of the parent."), by=alice))
         async with Watcher(made, alice) as watcher:
@@ -503,6 +504,7 @@ class TestTheStreamsAreNeverMixed:
             assert "Forked by <bdi>alice</bdi>" in frame
             assert "Of the parent." not in frame
 
+    @pytest.mark.usefixtures("one_loop")
     async def test_replay_equals_live_on_a_fork(self, session, alice):
         made = await in_thread(lambda: fork(worked(session, "Of the parent."), by=alice))
         async with Watcher(made, alice) as watcher:
